@@ -1,0 +1,1 @@
+"""Generated from edge-agent.proto by proto/generate.py; do not edit."""

@@ -1,0 +1,61 @@
+"""ONNX Runtime: the only module that knows it.
+
+Options: https://onnxruntime.ai/docs/performance/tune-performance/threading.html
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.errors import InferenceFailed, PackageRefused
+from edge_agent.jobs import SessionOptions
+
+try:
+    import onnxruntime as ort
+except ImportError:  # pragma: no cover  (seen where the extra is not installed)
+    ort = None
+
+ERRORS_ONLY = 3
+
+
+class OrtSession:
+    """An ONNX model on ONNX Runtime's CPU provider."""
+
+    def __init__(self, model: bytes, options: SessionOptions) -> None:
+        """Load the model; raise PackageRefused with the runtime's reason when it does not load."""
+        if ort is None:
+            raise PackageRefused(
+                "ONNX Runtime is not installed; install it with: pip install 'vision-edge-agent[cpu]'."
+            )
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = ERRORS_ONLY
+        # Spinning threads win on an idle machine and lose up to half beside a busy neighbour.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+        try:
+            self._session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001  (the runtime raises many classes that share no base)
+            raise PackageRefused(f"ONNX Runtime cannot load the model: {_sentence(error)}") from None
+        self.provider = str(self._session.get_providers()[0])
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+            listed = ", ".join(f"{one.name} {one.type}" for one in inputs) or "none"
+            raise PackageRefused(f"The model must have one float32 input; it has: {listed}.")
+        self._input = inputs[0].name
+
+    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Return the model's outputs for one input of 1x3xHxW; raise InferenceFailed with the runtime's reason."""
+        try:
+            return list(self._session.run(None, {self._input: tensor}))
+        except Exception as error:  # noqa: BLE001
+            raise InferenceFailed(f"ONNX Runtime failed on the image: {_sentence(error)}") from None
+
+    def close(self) -> None:
+        """Release the session."""
+        del self._session
+
+
+def _sentence(error: Exception) -> str:
+    """Return the first line of the runtime's message, which may be pages long and name files of its own build."""
+    first = str(error).strip().partition("\n")[0]
+    return first if len(first) <= 300 else f"{first[:300]}..."

@@ -1,0 +1,89 @@
+"""Which packages there are: the models folders, looked at again and again, until what is seen has settled.
+
+Polled rather than watched with inotify, which says nothing on network and bind mounts; a look costs a few system calls
+for each package.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from edge_agent import manifest, packages
+from edge_agent.errors import shown
+from edge_agent.packages import Found, Signature
+
+logger = logging.getLogger(__name__)
+
+
+class Catalog:
+    """The packages in the models folders. A folder is a source; within one the highest version of a component wins."""
+
+    def __init__(self, roots: Iterable[Path], trusted_uids: Collection[int]) -> None:
+        self._roots = tuple(root.resolve() for root in roots)
+        self._trusted_uids = trusted_uids
+        self._settled: dict[Path, Found] = {}
+        self._seen: dict[Path, Signature] | None = None
+        self._told: set[str] = set()
+
+    def look(self) -> dict[str, list[Found]]:
+        """Look at all folders; return for each component what claims to be it, one a source, in the order of sources.
+
+        What is new, changed or gone counts from the second look in a row that sees the same, so that a package that
+        is being copied or replaced is left alone. The very first look counts at once.
+        """
+        now = {found.folder: found for root in self._roots for found in self._look_below(root)}
+        if self._seen is None:
+            self._settled = dict(now)
+        else:
+            for folder, found in now.items():
+                if self._seen.get(folder) == found.signature:
+                    self._settled[folder] = found
+            for folder in set(self._settled) - set(now) - set(self._seen):
+                del self._settled[folder]
+        self._seen = {folder: found.signature for folder, found in now.items()}
+        return self._by_name()
+
+    def _look_below(self, root: Path) -> list[Found]:
+        found = []
+        for folder in packages.search(root, self._cannot_list):
+            try:
+                one = packages.look(folder, root, self._trusted_uids)
+            except OSError:
+                continue  # gone between two system calls
+            if manifest.NAME.fullmatch(one.name):
+                found.append(one)
+            else:
+                self._tell(
+                    f"Skipped the package in {folder}: its name {shown(one.name)} is not of [a-zA-Z0-9-_.]{{1,128}}."
+                )
+        return found
+
+    def _by_name(self) -> dict[str, list[Found]]:
+        best: dict[tuple[str, Path], Found] = {}
+        for folder in sorted(self._settled):
+            found = self._settled[folder]
+            other = best.setdefault((found.name, found.root), found)
+            if other is found:
+                continue
+            winner, loser = (found, other) if _version(found) > _version(other) else (other, found)
+            best[found.name, found.root] = winner
+            self._tell(
+                f"{found.name}: version {winner.version} in {winner.folder} is used, version {loser.version} in {loser.folder} is not."
+            )
+        by_name: dict[str, list[Found]] = {}
+        for (name, _), found in sorted(best.items(), key=lambda item: self._roots.index(item[0][1])):
+            by_name.setdefault(name, []).append(found)
+        return by_name
+
+    def _cannot_list(self, error: OSError) -> None:
+        self._tell(f"Folder {error.filename} cannot be looked at: {error.strerror}; it is tried again all the time.")
+
+    def _tell(self, sentence: str) -> None:
+        """Log a warning once, however often it is seen."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            logger.warning("%s", sentence)
+
+
+def _version(found: Found) -> tuple[int, ...]:
+    return packages.version_key(found.version)

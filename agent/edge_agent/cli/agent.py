@@ -1,0 +1,73 @@
+"""`edge-agent serve` and `edge-agent config`: the flags are the settings themselves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from edge_agent import config as settings_of
+from edge_agent.config import Settings
+from edge_agent.errors import AgentRefused
+
+REFUSED = 2
+
+
+def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config and one flag for each setting that can be written in one word."""
+    for key, field in reversed(Settings.model_fields.items()):
+        if key == "model_settings":
+            continue  # a table: it belongs into the file
+        flag = f"--{key.replace('_', '-')}"
+        many = key in {"models", "trusted_uids", "autostart"}
+        if field.annotation is bool:
+            option = click.option(f"{flag}/--no-{flag[2:]}", key, default=None, help=field.description)
+        else:
+            metavar = "DIR" if key in {"models", "state_dir"} else "ADDRESS" if key == "socket" else "VALUE"
+            help_text = f"{field.description} Repeatable." if many else field.description
+            option = click.option(flag, key, multiple=many, default=None, metavar=metavar, help=help_text)
+        function = option(function)
+    file = click.Path(path_type=Path)
+    return click.option(
+        "--config", "file", type=file, help="YAML file of settings; flags and EDGE_AGENT_* win over it."
+    )(function)
+
+
+def _settings(file: Path | None, flags: dict[str, Any]) -> Settings:
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    try:
+        return settings_of.load(file, given)
+    except AgentRefused as refusal:
+        raise _Refused(str(refusal)) from None
+
+
+class _Refused(click.ClickException):
+    """A start that was refused, as one sentence on stderr."""
+
+    exit_code = REFUSED
+
+
+@click.command()
+@_flags
+def serve(file: Path | None, **flags: Any) -> int:
+    """Serve the models in the models folders until SIGTERM.
+
+    Settings come from defaults < the YAML file < EDGE_AGENT_* variables < flags.
+    """
+    settings = _settings(file, flags)
+    from edge_agent.server import Agent
+
+    try:
+        return Agent(settings).run()
+    except AgentRefused as refusal:
+        raise _Refused(str(refusal)) from None
+
+
+@click.command()
+@_flags
+def config(file: Path | None, **flags: Any) -> None:
+    """Print the effective settings as YAML."""
+    settings = _settings(file, flags).model_dump(mode="json")
+    settings["socket_mode"] = f"{settings['socket_mode']:04o}"
+    click.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)

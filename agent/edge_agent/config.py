@@ -1,0 +1,205 @@
+"""The agent's settings: frozen, from defaults < YAML file < EDGE_AGENT_* environment < flags, refused before start."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from edge_agent import address
+from edge_agent.errors import AgentRefused
+
+PREFIX = "EDGE_AGENT_"
+
+
+def _split(separator: str) -> BeforeValidator:
+    return BeforeValidator(
+        lambda value: [one for one in value.split(separator) if one] if isinstance(value, str) else value
+    )
+
+
+def _mode(value: object) -> object:
+    """Read a file mode written in octal, as everybody writes modes; YAML's own octal numbers are taken as they are."""
+    if isinstance(value, str):
+        try:
+            return int(value, 8)
+        except ValueError:
+            raise ValueError('write the mode in octal, as in "0660"') from None
+    return value
+
+
+Folders = Annotated[tuple[Path, ...], NoDecode, _split(":")]
+Names = Annotated[tuple[str, ...], NoDecode, _split(",")]
+Uids = Annotated[tuple[int, ...], NoDecode, _split(",")]
+Mode = Annotated[int, BeforeValidator(_mode), Field(ge=0, le=0o777)]
+
+
+class ModelSettings(BaseModel):
+    """What one model may have of its own; None takes the agent's setting of the same name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: Annotated[int, Field(ge=0, le=1024)] | None = None
+    spinning: bool | None = None
+    queue_limit: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    call_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    memory: ByteSize | None = None
+
+
+class Settings(BaseSettings):
+    """Every setting of the agent, with its default."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    socket: str = Field(address.DEFAULT, description="Address to serve on: unix:///path, unix:path or a path.")
+    socket_mode: Mode = Field(0o660, description="Mode of the socket, in octal.")
+    socket_group: str = Field(
+        "ggc_group",
+        description="Group of the socket (name or number); empty: the agent's own. A missing group is a warning.",
+    )
+    models: Folders = Field((), description="Folders in which model packages are looked for.")
+    scan_interval: float = Field(
+        1.0,
+        ge=0.05,
+        le=3600,
+        description="Seconds between two looks at the models folders; a change counts when two agree.",
+    )
+    trusted_uids: Uids = Field((), description="Users besides root and the agent's own that may own model packages.")
+    any_image_size: bool = Field(
+        False, description="Classification packages without a `package` block accept any image size."
+    )
+    state_dir: Path | None = Field(
+        None,
+        description="Folder for the lock and the list of running models; default: $STATE_DIRECTORY, "
+        "$XDG_STATE_HOME/edge-agent or ~/.local/state/edge-agent.",
+    )
+    autostart: Names = Field((), description="Models to start with the agent.")
+    restore: bool = Field(True, description="Start again the models that were started when the agent ended.")
+    allow_root: bool = Field(False, description="Allow the agent to run as uid 0.")
+    max_calls: int = Field(64, ge=1, le=4096, description="Detections in hand over all models; one more is refused.")
+    queue_limit: int = Field(
+        16, ge=0, le=100_000, description="Detections of one model that may wait; one more is refused."
+    )
+    call_timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds a model may take for one image; default: the larger of 10 s and 20 times its warm-up.",
+    )
+    load_timeout: float = Field(300.0, gt=0, allow_inf_nan=False, description="Seconds a model may take to load.")
+    drain_timeout: float = Field(
+        4.0, ge=0, le=3600, description="Seconds that accepted calls get to finish when a model or the agent stops."
+    )
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of a model's runtime; 0: one for each core.")
+    spinning: bool = Field(False, description="Let the runtime's threads spin: faster on an idle machine only.")
+    memory_factor: float = Field(
+        4.0,
+        gt=0,
+        le=1000,
+        description="Memory of a model that does not state it: this factor times its file, plus 96 MiB.",
+    )
+    memory_reserve: ByteSize = Field(
+        ByteSize(128 << 20), description="Memory that must remain available after a model is loaded."
+    )
+    inline_mask_limit: ByteSize | None = Field(
+        None, description="Leave out an inline mask above this many bytes (for clients with gRPC's 4 MiB limit)."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line written."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on stdout.")
+    model_settings: dict[str, ModelSettings] = Field(
+        {}, description="Settings of single models by name: threads, spinning, queue_limit, call_timeout, memory."
+    )
+
+    @field_validator("socket")
+    @classmethod
+    def _socket_has_a_path(cls, value: str) -> str:
+        address.socket_path(value)
+        return value
+
+    @property
+    def socket_path(self) -> Path:
+        """The absolute path of the socket."""
+        return address.socket_path(self.socket)
+
+    def of_model(self, name: str, key: str) -> Any:
+        """Return a model's own value of `key`, or the agent's."""
+        own = getattr(self.model_settings.get(name), key, None)
+        return getattr(self, key, None) if own is None else own
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (the library's signature)
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Give flags the first word, then the environment, then the file."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Return the effective settings.
+
+    Args:
+        file: a YAML file of settings, or None.
+        flags: the settings given on the command line, by key.
+
+    Raises:
+        AgentRefused: a setting is unknown or makes no sense; the text names each key and where it was set.
+
+    """
+    flags = dict(flags or {})
+    if file is not None:
+        _check_yaml(file)
+
+    class Loaded(Settings):
+        model_config = SettingsConfigDict(yaml_file=file)
+
+    Loaded.__name__ = "Settings"
+    try:
+        return Loaded(**flags)
+    except ValidationError as error:
+        lines = [f"{_where(one['loc'], flags, file)}: {_what(one)}" for one in error.errors(include_url=False)]
+        raise AgentRefused("\n".join(lines)) from None
+
+
+def _check_yaml(file: Path) -> None:
+    """Refuse a file that is missing, not YAML or not a mapping, before the library passes over it in silence."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AgentRefused(f"--config {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AgentRefused(f"--config {file} is not YAML: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise AgentRefused(f"--config {file} must be a mapping of settings, as in `max_calls: 64`")
+
+
+def _where(location: tuple[int | str, ...], flags: Mapping[str, object], file: Path | None) -> str:
+    """Name a setting by the place that set it."""
+    key = str(location[0]) if location else "settings"
+    inner = "".join(f".{part}" for part in location[1:])
+    if key in flags:
+        return f"--{key.replace('_', '-')}{inner}"
+    if f"{PREFIX}{key}".upper() in (name.upper() for name in os.environ):
+        return f"{PREFIX}{key.upper()}{inner}"
+    return f"{key}{inner} in {file}" if file else f"{key}{inner}"
+
+
+def _what(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "no such setting; `edge-agent config` prints those that there are"
+    return str(error["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,78 @@
+"""Every way a call can fail; each class states its gRPC code once."""
+
+from enum import IntEnum
+
+SHOWN = 80
+
+
+class Code(IntEnum):
+    """The gRPC status codes of the API, by number, so that a worker need not import gRPC."""
+
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    INTERNAL = 13
+
+
+class EdgeAgentError(Exception):
+    """A failure whose text is meant for the caller: readable English, no path, no traceback."""
+
+    code = Code.INTERNAL
+
+
+class InvalidArgument(EdgeAgentError):
+    """The caller sent something that can never work; the text names the argument and what to do."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class ModelNotFound(EdgeAgentError):
+    """No model of that name is deployed on the device."""
+
+    code = Code.NOT_FOUND
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"No model component {shown(name)} is deployed on this device; ListModels names those that are."
+        )
+
+
+class WrongState(EdgeAgentError):
+    """The model's state does not allow the call."""
+
+    code = Code.FAILED_PRECONDITION
+
+    def __init__(self, state: str, call: str, needed: str) -> None:
+        super().__init__(f"The model is {state}; {call} needs {needed}.")
+
+
+class CannotKeepUp(EdgeAgentError):
+    """The calls come faster than they can be answered; the text names the limit that was reached."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class NotEnoughMemory(EdgeAgentError):
+    """There is no memory to load the model, or none left in /dev/shm for a mask."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class InferenceFailed(EdgeAgentError):
+    """The model or its worker failed on an image that was in order."""
+
+
+class PackageRefused(Exception):
+    """A model package is not what it has to be; the text is shown to operators as `status_message`."""
+
+
+class AgentRefused(Exception):
+    """The agent cannot start as it was told to; the text says why and what to do."""
+
+
+def shown(text: str) -> str:
+    """Quote a caller's text for a message: printable ASCII, control characters escaped, never longer than a line."""
+    if len(text) <= SHOWN:
+        return ascii(text)
+    return f"{text[:SHOWN]!a}... ({len(text)} characters)"

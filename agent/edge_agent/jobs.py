@@ -1,0 +1,86 @@
+"""What the agent and a worker say to each other: small messages, never a pixel. Imports no numerical library."""
+
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from edge_agent.bitmaps import Image, Segment
+from edge_agent.errors import EdgeAgentError
+from edge_agent.packages import Found
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a model is run: CPU threads (0: one for each core) and whether they spin while they wait."""
+
+    threads: int = 0
+    spinning: bool = False
+
+
+@dataclass(frozen=True)
+class AnomalyArea:
+    """An anomaly type present in the mask, the fraction 0..1 of the image it covers, and its colour "#RRGGBB"."""
+
+    name: str
+    area: float
+    hex_color: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model says of an image; score and confidence 0..1."""
+
+    is_anomalous: bool
+    confidence: float
+    score: float
+    threshold: float
+    anomalies: tuple[AnomalyArea, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to judge: in its segment, or in the inbox. A mask goes to its segment, or into the outbox."""
+
+    image: Image
+    mask: Segment | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded and warmed up; `warm_up` in seconds."""
+
+    provider: str
+    warm_up: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The model cannot be loaded; the reason is for operators."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The verdict; `inline_mask` is the number of bytes of the mask in the outbox."""
+
+    verdict: Verdict
+    inline_mask: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The job failed with an error that is meant for the caller."""
+
+    error: type[EdgeAgentError]
+    text: str
+
+
+def work(pipe: Connection, found: Found, options: SessionOptions, log_as: tuple[str, str]) -> None:
+    """Be the worker process: the entry point that the agent names without importing what it runs.
+
+    `log_as` is the level and the form of its log lines.
+    """
+    from edge_agent import log, worker
+
+    log.set_up(*log_as)
+    worker.main(pipe, found, options)

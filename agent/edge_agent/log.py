@@ -1,0 +1,48 @@
+"""The agent's log lines: one event a line on stdout, as text or JSON, never broken by what a caller sent."""
+
+import json
+import logging
+import sys
+import time
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.123Z INFO message`, control characters escaped so that one event stays one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; a traceback follows on lines of its own, indented."""
+        line = f"{_timestamp(record)} {record.levelname} {_one_line(record.getMessage())}"
+        if record.exc_info:
+            line += "\n  " + _printable(self.formatException(record.exc_info)).replace("\n", "\n  ")
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, message and, after an unexpected error, traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object as one line of ASCII."""
+        event = {"time": _timestamp(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            event["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(event)
+
+
+def set_up(level: str, form: str) -> None:
+    """Send all log lines to stdout in the given form; a line that cannot be written is dropped, not raised."""
+    logging.raiseExceptions = False
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+def _one_line(text: str) -> str:
+    return _printable(text).replace("\n", "\\n")
+
+
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)

@@ -1,0 +1,382 @@
+"""What a model package says of itself: manifest.json, read strictly; nothing a verdict depends on is guessed.
+
+The format is that of the components that Amazon Lookout for Vision wrote, plus one optional block, `package`, of our own.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent import palette
+from edge_agent.errors import PackageRefused
+
+NAME = re.compile(r"[a-zA-Z0-9\-_.]{1,128}")
+VERSION = re.compile(r"[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}")
+FILE = "manifest.json"
+LONGEST = 1 << 20
+BLOCK_FORMAT = 1
+BLOCK_KEYS = {"format", "component", "model_arn", "files", "classes", "any_image_size", "peak_memory_bytes"}
+GRAPH_TYPE = "single_stage_model_graph"
+STAGE_TYPES = ("mochi", "supervised_multi_head_model")
+LOGICS = ("cls_head", "seg_head", "cls_and_seg", "cls_or_seg")
+# OpenCV's codes (cv::InterpolationFlags) by the names that newer packages use; the last one is not OpenCV's.
+INTERPOLATIONS: dict[str, int | str] = {
+    "nearest": 0,
+    "bilinear": 1,
+    "cubic": 2,
+    "area": 3,
+    "lanczos4": 4,
+    "bilinear-antialias": "bilinear-antialias",
+}
+LARGEST_SIDE = 16384
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Platt scaling of the score: 1 / (1 + exp(scaling * s + shift)) after s / max_val_score when that exceeds 1."""
+
+    scaling: float
+    shift: float
+    max_val_score: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The one stage of a `mochi` model: how its input is made and how its outputs are read.
+
+    Sizes are (width, height) in pixels; `interpolation` is an OpenCV code or "bilinear-antialias".
+    """
+
+    type: str
+    threshold: float
+    input_size: tuple[int, int]
+    image_range_scale: bool
+    normalize: bool
+    interpolation: int | str
+    mask_size: tuple[int, int] | None
+    classification: bool
+    segmentation: bool
+    class_normal_ids: tuple[int, ...]
+    seg_normal_ids: tuple[int, ...]
+    seg_recall_bias: float
+    classification_logic: str | None
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True)
+class PixelClass:
+    """A class of the segmentation head and its colour in the mask, "#RRGGBB"."""
+
+    name: str
+    hex_color: str
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a listed file has to be."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """The `package` block that our packager writes."""
+
+    name: str
+    version: str
+    arn: str
+    files: Mapping[str, Digest]
+    hex_colors: Mapping[int, str]
+    any_image_size: bool
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest that was accepted.
+
+    `image_size` is the training image size (width, height) that requests must have; `model_file` is relative to the
+    package; `notes` are sentences for operators.
+    """
+
+    stage: Stage
+    image_size: tuple[int, int]
+    classes: tuple[PixelClass, ...]
+    model_file: str
+    block: Block | None
+    notes: tuple[str, ...]
+
+
+def parse_json(data: bytes) -> dict[str, Any] | None:
+    """Return the manifest in `data`, None when it is some other manifest.json; raise PackageRefused when it is broken."""
+    if len(data) > LONGEST:
+        raise PackageRefused(f"manifest.json is larger than {LONGEST} bytes.")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PackageRefused(f"manifest.json is not JSON: {error}.") from None
+    return content if isinstance(content, dict) and "model_graph" in content else None
+
+
+def parse(content: Mapping[str, Any]) -> Manifest:
+    """Return what the manifest says; raise PackageRefused, naming the key, when it says too little or the unknown."""
+    graph = _Keys(_mapping(content["model_graph"], "model_graph"), "model_graph")
+    graph_type = graph.text("model_graph_type")
+    if graph_type != GRAPH_TYPE:
+        raise PackageRefused(f"model_graph_type is {graph_type!r}; only {GRAPH_TYPE!r} can be served.")
+    stages = graph.take("stages", list)
+    if len(stages) != 1:
+        raise PackageRefused(f"model_graph has {len(stages)} stages; a {GRAPH_TYPE} has one.")
+    notes: list[str] = []
+    image_classes = graph.section("image_level_classes")
+    pixel_classes = graph.section("pixel_level_classes")
+    stage = _stage(_Keys(_mapping(stages[0], "stages[0]"), "stages[0]"), image_classes, pixel_classes, notes)
+    block = _block(_Keys(_mapping(content["package"], "package"), "package")) if "package" in content else None
+    if block is None:
+        notes.append("The package has no `package` block, so its files are not checked against digests.")
+    return Manifest(
+        stage=stage,
+        image_size=_image_size(_Keys(content, "manifest.json"), stage),
+        classes=_classes(pixel_classes, block) if stage.segmentation else (),
+        model_file=f"{stage.type}/{_artifact(_Keys(content, 'manifest.json'))}",
+        block=block,
+        notes=tuple(notes),
+    )
+
+
+def default_arn(name: str, version: str) -> str:
+    """Return the model ARN of a package that states none."""
+    return f"arn:aws:lookoutvision:local:000000000000:model/{name}/{version.partition('.')[0]}"
+
+
+def _stage(keys: "_Keys", image_classes: "_Keys", pixel_classes: "_Keys", notes: list[str]) -> Stage:
+    stage_type = keys.text("type")
+    if stage_type not in STAGE_TYPES:
+        raise PackageRefused(
+            f"The stage's type is {stage_type!r}; only {' and '.join(map(repr, STAGE_TYPES))} can be served."
+        )
+    if keys.values.get("transform_preprocessing"):
+        raise PackageRefused("The stage asks for `transform_preprocessing`, which cannot be served.")
+    classification = keys.flag("classification_head_enabled")
+    segmentation = keys.flag("segmentation_head_enabled")
+    if not classification and not segmentation:
+        raise PackageRefused("The stage has neither classification_head_enabled nor segmentation_head_enabled.")
+    logic = keys.text("classification_logic") if keys.has("classification_logic") else None
+    if segmentation and logic is not None and logic not in LOGICS:
+        raise PackageRefused(f"classification_logic is {logic!r}; known are {', '.join(LOGICS)}.")
+    raw = keys.sizes("raw_image_shape", 2) if keys.has("raw_image_shape") else None
+    return Stage(
+        type=stage_type,
+        threshold=keys.number("threshold"),
+        input_size=_input_size(keys),
+        image_range_scale=keys.flag("image_range_scale"),
+        normalize=keys.flag("normalize"),
+        interpolation=_interpolation(keys),
+        mask_size=(raw[1], raw[0]) if raw else None,
+        classification=classification,
+        segmentation=segmentation,
+        class_normal_ids=_normal_ids(keys, "class_normal_ids", image_classes, notes, required=True)
+        if classification
+        else (),
+        seg_normal_ids=_normal_ids(keys, "seg_normal_ids", pixel_classes, notes, required=False)
+        if segmentation
+        else (),
+        seg_recall_bias=keys.number("seg_recall_bias") if keys.has("seg_recall_bias") else 0.0,
+        classification_logic=logic,
+        calibration=_calibration(keys) if classification and keys.flag("calibrated") else None,
+    )
+
+
+def _input_size(keys: "_Keys") -> tuple[int, int]:
+    """Return the network's input size; `input_shape` and `image_width`, `image_height` must not contradict each other."""
+    shape = keys.sizes("input_shape", 4) if keys.has("input_shape") else None
+    if shape and shape[:2] != (1, 3):
+        raise PackageRefused(f"input_shape is {list(shape)}; only [1, 3, height, width] can be served.")
+    if not keys.has("image_width") and not keys.has("image_height") and shape:
+        return shape[3], shape[2]
+    size = keys.side("image_width"), keys.side("image_height")
+    if shape and size != (shape[3], shape[2]):
+        raise PackageRefused(f"input_shape {list(shape)} contradicts image_width {size[0]} and image_height {size[1]}.")
+    return size
+
+
+def _interpolation(keys: "_Keys") -> int | str:
+    value = keys.values.get("interpolation", "area")
+    for name, code in INTERPOLATIONS.items():
+        if value == name or (value == code and type(value) is int):
+            return code
+    known = ", ".join(INTERPOLATIONS)
+    raise PackageRefused(f"interpolation is {value!r:.80}; known are OpenCV's codes 0 to 4 and {known}.")
+
+
+def _normal_ids(keys: "_Keys", key: str, graph_level: "_Keys", notes: list[str], *, required: bool) -> tuple[int, ...]:
+    """Return the ids of the normal classes: the stage's own, else those of the graph, which apply to every stage."""
+    own = keys.ids(key) if keys.has(key) else None
+    shared = graph_level.ids("normal_ids") if graph_level.has("normal_ids") else None
+    if own is None and shared is None:
+        raise PackageRefused(
+            f"The stage has no {key}, and {graph_level.place} no normal_ids; which class is normal is never guessed."
+        )
+    if own and shared and set(own) != set(shared):
+        notes.append(f"The stage's {key} {list(own)} are used, although {graph_level.place} says {list(shared)}.")
+    ids = own or shared or ()
+    if required and not ids:
+        raise PackageRefused(f"{key} is empty; which class is normal is never guessed.")
+    return ids
+
+
+def _calibration(keys: "_Keys") -> Calibration:
+    most = keys.number("max_val_score") if keys.has("max_val_score") else 1.0
+    return Calibration(keys.number("calibrator_scaling"), keys.number("calibrator_shift"), most)
+
+
+def _image_size(content: "_Keys", stage: Stage) -> tuple[int, int]:
+    """Return the size that requests must have: the dataset's, else the raw image's, else the network's."""
+    dataset = content.section("dataset")
+    if dataset.has("image_width") or dataset.has("image_height"):
+        return dataset.side("image_width"), dataset.side("image_height")
+    return stage.mask_size or stage.input_size
+
+
+def _classes(pixel_classes: "_Keys", block: Block | None) -> tuple[PixelClass, ...]:
+    names = pixel_classes.take("names", list) if pixel_classes.has("names") else []
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise PackageRefused("The segmentation head needs the names of its classes in pixel_level_classes.names.")
+    try:
+        colours = palette.colours(len(names))
+    except ValueError as error:
+        raise PackageRefused(f"pixel_level_classes.names has {error}.") from None
+    own = block.hex_colors if block else {}
+    # Class 0 is the automatic background, white, whatever the manifest calls it.
+    rest = (PixelClass(name, own.get(index, colours[index])) for index, name in enumerate(names[1:], 1))
+    return PixelClass("background", colours[0]), *rest
+
+
+def _artifact(content: "_Keys") -> str:
+    """Return the model's file name; refuse what is not ONNX with the way out."""
+    runtime = content.values.get("runtime")
+    if runtime is None:
+        raise PackageRefused(
+            "The manifest names no runtime: this is a training output or a compiled component. Compiled code cannot be "
+            "turned back; convert the .pt or .onnx that it was made from into an ONNX package."
+        )
+    if runtime != "onnx":
+        raise PackageRefused(f"runtime is {runtime!r}; only 'onnx' can be served.")
+    name = content.text("runtime_artifact")
+    if "/" in name or "\0" in name or name in {"", ".", ".."}:
+        raise PackageRefused(f"runtime_artifact is {name!r}; it must be a file name without a folder.")
+    return name
+
+
+def _block(keys: "_Keys") -> Block:
+    if keys.values.get("format") != BLOCK_FORMAT:
+        raise PackageRefused(
+            f"The package block has format {keys.values.get('format')!r}; this agent reads {BLOCK_FORMAT}."
+        )
+    unknown = sorted(set(keys.values) - BLOCK_KEYS)
+    if unknown:
+        raise PackageRefused(f"The package block has keys this agent does not know: {', '.join(unknown)}.")
+    component = _Keys(_mapping(keys.take("component", dict), "package.component"), "package.component")
+    name, version = component.text("name"), component.text("version")
+    if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
+        raise PackageRefused(
+            f"package.component is {name!r} {version!r}; it needs a name of [a-zA-Z0-9-_.] and a version x.y.z."
+        )
+    return Block(
+        name=name,
+        version=version,
+        arn=keys.text("model_arn") if keys.has("model_arn") else default_arn(name, version),
+        files=_files(keys),
+        hex_colors=_hex_colors(keys),
+        any_image_size=keys.flag("any_image_size"),
+        peak_memory=int(keys.number("peak_memory_bytes")) if keys.has("peak_memory_bytes") else None,
+    )
+
+
+def _files(keys: "_Keys") -> Mapping[str, Digest]:
+    digests = {}
+    for path, value in keys.take("files", dict).items():
+        entry = _Keys(_mapping(value, f"package.files[{path!r}]"), f"package.files[{path!r}]")
+        sha256 = entry.text("sha256")
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise PackageRefused(f"{entry.place}.sha256 is not a SHA-256 in lower-case hexadecimal.")
+        digests[path] = Digest(int(entry.number("size")), sha256)
+    return digests
+
+
+def _hex_colors(keys: "_Keys") -> Mapping[int, str]:
+    colours = {}
+    for index, value in enumerate(keys.take("classes", list) if keys.has("classes") else []):
+        entry = _Keys(_mapping(value, f"package.classes[{index}]"), f"package.classes[{index}]")
+        if entry.has("hex-color"):
+            colour = entry.text("hex-color")
+            if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+                raise PackageRefused(f"{entry.place}.hex-color is {colour!r}; write it as #RRGGBB.")
+            colours[index] = colour.upper()
+    return colours
+
+
+def _mapping(value: object, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise PackageRefused(f"{place} is not an object.")
+    return value
+
+
+class _Keys:
+    """A JSON object and where it stands; reads a key as what it has to be or refuses the package by naming it."""
+
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        self.values = values
+        self.place = place
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def section(self, key: str) -> "_Keys":
+        return _Keys(_mapping(self.values.get(key) or {}, key), key)
+
+    def take(self, key: str, kind: type) -> Any:
+        if not self.has(key):
+            raise PackageRefused(f"{self.place} lacks {key}.")
+        value = self.values[key]
+        if not isinstance(value, kind):
+            raise PackageRefused(f"{self.place}.{key} is {value!r:.80}; that is not what it has to be.")
+        return value
+
+    def text(self, key: str) -> str:
+        return str(self.take(key, str))
+
+    def flag(self, key: str) -> bool:
+        return bool(self.take(key, bool)) if self.has(key) else False
+
+    def number(self, key: str) -> float:
+        value = self.take(key, (int, float))  # type: ignore[arg-type]
+        if isinstance(value, bool) or not math.isfinite(value):
+            raise PackageRefused(f"{self.place}.{key} is {value!r}; it must be a finite number.")
+        return float(value)
+
+    def side(self, key: str) -> int:
+        return self._side(self.take(key, int), key)
+
+    def sizes(self, key: str, count: int) -> tuple[int, ...]:
+        values = self.take(key, list)
+        if len(values) != count:
+            raise PackageRefused(f"{self.place}.{key} is {values!r:.80}; it needs {count} numbers.")
+        return tuple(self._side(value, key) for value in values)
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        values = self.take(key, list)
+        if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
+            raise PackageRefused(f"{self.place}.{key} is {values!r:.80}; it must be a list of class indices.")
+        return tuple(values)
+
+    def _side(self, value: object, key: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIDE:
+            raise PackageRefused(
+                f"{self.place}.{key} has {value!r:.80}; a size must be a whole number from 1 to {LARGEST_SIDE}."
+            )
+        return value

@@ -1,0 +1,158 @@
+"""Which models are deployed: kept in step with the folders, started and stopped by name, remembered over a restart."""
+
+import logging
+import threading
+from collections.abc import Iterable
+
+from edge_agent.catalog import Catalog
+from edge_agent.config import Settings
+from edge_agent.errors import CannotKeepUp, EdgeAgentError, InvalidArgument, ModelNotFound, WrongState, shown
+from edge_agent.lifecycle import State
+from edge_agent.manifest import NAME
+from edge_agent.model import MemoryLedger, Model, sources_note
+from edge_agent.packages import Found
+from edge_agent.state import RunningModels
+from edge_agent.supervisor import Spawner
+
+logger = logging.getLogger(__name__)
+
+
+class Models:
+    """Every deployed model by name."""
+
+    def __init__(self, settings: Settings, spawner: Spawner, remembered: RunningModels) -> None:
+        self._settings = settings
+        self._spawner = spawner
+        self._remembered = remembered
+        self._ledger = MemoryLedger(settings.memory_reserve)
+        self._catalog = Catalog(settings.models, settings.trusted_uids)
+        self._lock = threading.Lock()
+        self._models: dict[str, Model] = {}
+        self._wanted = {*settings.autostart, *(remembered.read() if settings.restore else ())}
+        self._calls = threading.BoundedSemaphore(settings.max_calls)
+        self._ended = threading.Event()
+        self._scanning = threading.Lock()
+        self._serving = False
+
+    def get(self, name: str) -> Model:
+        """Return a deployed model; raise InvalidArgument for what can be no name, ModelNotFound for any other."""
+        if not NAME.fullmatch(name):
+            raise InvalidArgument(
+                f"model_component is {shown(name)}; a name has 1 to 128 of the characters a-z A-Z 0-9 - _ . "
+                "ListModels names the deployed models."
+            )
+        with self._lock:
+            model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound(name)
+        return model
+
+    def all(self) -> list[Model]:
+        """Return every deployed model, by name."""
+        with self._lock:
+            return [self._models[name] for name in sorted(self._models)]
+
+    def start(self, name: str) -> None:
+        """Begin to load a model, and remember that it is to run; errors as Model.start."""
+        self.get(name).start()
+        self._remember(name, wanted=True)
+
+    def stop(self, name: str) -> None:
+        """Unload a model, and remember that it is not to run; errors as Model.stop."""
+        model = self.get(name)
+        model.stop()
+        self._remember(name, wanted=False)
+
+    def admit(self) -> None:
+        """Count a detection in, `release` must follow; raise CannotKeepUp when max_calls are in hand already."""
+        if not self._calls.acquire(blocking=False):
+            raise CannotKeepUp(
+                f"The agent has {self._settings.max_calls} detections in hand, its max_calls; send fewer calls at once, or "
+                "call again later."
+            )
+
+    def release(self) -> None:
+        """Count a detection out."""
+        self._calls.release()
+
+    def scan(self) -> None:
+        """Bring the deployed models in step with the folders; start what is wanted and newly there."""
+        with self._scanning:
+            by_name = self._catalog.look()
+            for name, candidates in by_name.items():
+                self._deploy(name, candidates)
+            for model in self.all():
+                if model.name not in by_name:
+                    self._remove(model)
+
+    def watch(self) -> None:
+        """Scan again and again, in a thread of its own, until `close`."""
+        threading.Thread(target=self._watch, name="scan", daemon=True).start()
+
+    def start_wanted(self) -> None:
+        """Start the models of the autostart list and those that were started when the agent last ended."""
+        self._serving = True
+        for name in sorted(self._wanted):
+            try:
+                self._start_wanted(self.get(name))
+            except EdgeAgentError as error:
+                logger.warning("%s is to be started, but: %s", shown(name), error)
+
+    def close(self) -> None:
+        """End every worker at once; what was running is still remembered."""
+        self._ended.set()
+        with self._scanning:
+            for model in self.all():
+                model.close()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._settings.scan_interval):
+            try:
+                self.scan()
+            except Exception:
+                logger.exception("Looking at the models folders failed; it is tried again.")
+
+    def _deploy(self, name: str, candidates: list[Found]) -> None:
+        with self._lock:
+            model = self._models.get(name)
+        # The source that had the component first keeps it as long as it has it.
+        found = next((one for one in candidates if model and one.root == model.found.root), candidates[0])
+        notes = sources_note([one for one in candidates if one is not found])
+        if model is None:
+            model = Model(found, self._settings, self._spawner, self._ledger)
+            model.deploy(found, notes)
+            for note in notes:
+                logger.warning("%s: %s", name, note)
+            with self._lock:
+                self._models[name] = model
+            fresh = True
+        else:
+            fresh = model.deploy(found, notes)
+        if fresh and self._serving and name in self._wanted:
+            self._start_wanted(model)
+
+    def _start_wanted(self, model: Model) -> None:
+        try:
+            model.start()
+        except WrongState:
+            pass  # it is on its way already
+        except EdgeAgentError as error:
+            logger.warning("%s was not started: %s", model.name, error)
+
+    def _remove(self, model: Model) -> None:
+        """Drop a model whose files are gone; a loaded one is unloaded first, one that is on its way at a later look."""
+        if model.state is State.RUNNING:
+            try:
+                model.stop("its files are gone")
+            except WrongState:
+                return
+        if model.state in (State.STOPPED, State.FAILED):
+            with self._lock:
+                self._models.pop(model.name, None)
+            logger.info("%s: removed, its files are gone", model.name)
+
+    def _remember(self, name: str, *, wanted: bool) -> None:
+        with self._lock:
+            (self._wanted.add if wanted else self._wanted.discard)(name)
+            names: Iterable[str] = sorted(self._wanted)
+            self._remembered.write(names)

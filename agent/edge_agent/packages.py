@@ -1,0 +1,239 @@
+"""Where model packages are: found below a models folder, named, checked for who may write them, and read safely."""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+
+from edge_agent import manifest
+from edge_agent.errors import PackageRefused, shown
+from edge_agent.manifest import Manifest
+
+DEEPEST = 4
+MOST_FILES = 1000
+PLAIN_NAMES = {"component", "model"}
+COMPONENT_SUFFIX = "_greengrass_model_component"
+LISTING_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+READING_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+# (relative path, mode, uid, inode, size, mtime in ns, ctime in ns) of every file and folder of a package, the package
+# folder and its parents up to the models folder included: equal signatures, same package. Of folders the last three
+# are 0, since a folder above changes with its other packages too.
+Signature = tuple[tuple[str, int, int, int, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model package that was accepted."""
+
+    name: str
+    version: str
+    arn: str
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Found:
+    """A folder that claims to be a package; `refusal` says why it is not one, if it is not."""
+
+    name: str
+    version: str
+    folder: Path
+    root: Path
+    signature: Signature
+    package: Package | None
+    refusal: str = ""
+
+
+def search(folder: Path, on_error: Callable[[OSError], None], levels: int = DEEPEST) -> Iterator[Path]:
+    """Yield `folder` or those below it that hold a manifest.json with a model graph (or a broken one).
+
+    At most `levels` deep, not inside a package, links not followed; in alphabetical order. `on_error` is told of each
+    folder that cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        if any(entry.name == manifest.FILE and _claims_to_be_a_package(folder) for entry in listed):
+            yield folder
+        elif levels:
+            for entry in listed:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from search(folder / entry.name, on_error, levels - 1)
+    except OSError as error:
+        on_error(error)
+
+
+def _claims_to_be_a_package(folder: Path) -> bool:
+    try:
+        return manifest.parse_json(read_file(folder, manifest.FILE)) is not None
+    except PackageRefused:
+        return True
+
+
+def name_and_version(folder: Path) -> tuple[str, str]:
+    """Return what a package is called by its path, where it has no `package` block."""
+    parent, grandparent = folder.parent.name, folder.parent.parent.name
+    if manifest.VERSION.fullmatch(parent) and grandparent:
+        return grandparent, parent
+    if folder.name in PLAIN_NAMES or folder.name.endswith(COMPONENT_SUFFIX):
+        return parent, "0.0.0"
+    return folder.name, "0.0.0"
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Return a version as numbers, for comparing."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def look(folder: Path, root: Path, trusted_uids: Collection[int]) -> Found:
+    """Read the package in `folder`, found below the models folder `root`.
+
+    Raises:
+        OSError: the folder went away while it was read.
+
+    """
+    name, version = name_and_version(folder)
+    signature = sign(folder, root)
+    try:
+        check_trust(signature, trusted_uids)
+        content = manifest.parse_json(read_file(folder, manifest.FILE))
+        if content is None:
+            raise PackageRefused("manifest.json has no model_graph any more.")
+        parsed = manifest.parse(content)
+        arn = manifest.default_arn(name, version)
+        if parsed.block:
+            name, version, arn = parsed.block.name, parsed.block.version, parsed.block.arn
+        check_files(folder, parsed)
+    except PackageRefused as refusal:
+        return Found(name, version, folder, root, signature, None, str(refusal))
+    return Found(name, version, folder, root, signature, Package(name, version, arn, folder, parsed))
+
+
+def sign(folder: Path, root: Path) -> Signature:
+    """Return the signature of a package; raise OSError when it is gone."""
+    above = [folder, *folder.parents]
+    entries = [(str(path), path.stat()) for path in above[: above.index(root) + 1]]
+    walked = 0
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        for name in (*folders, *names):
+            walked += 1
+            if walked > MOST_FILES:
+                break
+            path = Path(place, name)
+            entries.append((str(path.relative_to(folder)), path.lstat()))
+    return tuple(
+        (path, info.st_mode, info.st_uid, info.st_ino, *((0, 0, 0) if stat.S_ISDIR(info.st_mode) else _changes(info)))
+        for path, info in sorted(entries, key=itemgetter(0))
+    )
+
+
+def check_trust(signature: Signature, trusted_uids: Collection[int]) -> None:
+    """Raise PackageRefused when someone who is not trusted could have written the package or may still."""
+    allowed = {0, os.geteuid(), *trusted_uids}
+    if len(signature) > MOST_FILES:
+        raise PackageRefused(f"The package has more than {MOST_FILES} files.")
+    for path, mode, uid, *_ in signature:
+        label = _label(path)
+        if stat.S_ISLNK(mode):
+            continue  # never followed, so it says nothing of who wrote the package
+        if mode & stat.S_IWOTH:
+            raise PackageRefused(f"{label} is writable by everybody; take that away with chmod o-w.")
+        if uid not in allowed:
+            raise PackageRefused(
+                f"{label} belongs to uid {uid}; only root, the agent's user and trusted_uids may own packages."
+            )
+
+
+def check_files(folder: Path, parsed: Manifest) -> None:
+    """Raise PackageRefused unless the model file is there and, with a `package` block, exactly the listed files are."""
+    model = _lstat(folder / parsed.model_file)
+    if model is None:
+        raise PackageRefused(f"{parsed.model_file} is missing.")
+    if not stat.S_ISREG(model.st_mode):
+        raise PackageRefused(f"{parsed.model_file} is not a regular file.")
+    if parsed.block is None:
+        return
+    listed = parsed.block.files
+    if parsed.model_file not in listed:
+        raise PackageRefused(f"{parsed.model_file} is not listed in package.files.")
+    there = {str(Path(place, name).relative_to(folder)) for place, _, names in os.walk(folder) for name in names}
+    for path in sorted(there - set(listed) - {manifest.FILE}):
+        raise PackageRefused(f"{shown(path)} is not listed in package.files.")
+    for path in sorted(set(listed) - there):
+        raise PackageRefused(f"{shown(path)} is listed in package.files and missing.")
+    for path, digest in listed.items():
+        size = (folder / path).lstat().st_size
+        if size != digest.size:
+            raise PackageRefused(f"{shown(path)} has {size} bytes; package.files says {digest.size}.")
+
+
+def model_size(package: Package) -> int:
+    """Return the bytes of the model file, 0 when it is gone."""
+    info = _lstat(package.folder / package.manifest.model_file)
+    return info.st_size if info else 0
+
+
+def read_model(package: Package) -> bytes:
+    """Return the model file's bytes, the very bytes whose digests were checked; raise PackageRefused."""
+    contents = {package.manifest.model_file: read_file(package.folder, package.manifest.model_file)}
+    if package.manifest.block:
+        for path, digest in package.manifest.block.files.items():
+            data = contents.get(path) or read_file(package.folder, path)
+            if hashlib.sha256(data).hexdigest() != digest.sha256:
+                raise PackageRefused(f"{shown(path)} was changed: its SHA-256 is not the one in package.files.")
+    return contents[package.manifest.model_file]
+
+
+def read_file(folder: Path, relative: str) -> bytes:
+    """Return a package file's bytes, opened without following a link; raise PackageRefused when that cannot be had."""
+    opened = []
+    try:
+        *inner, name = Path(relative).parts
+        opened.append(os.open(folder, LISTING_FLAGS))
+        for part in inner:
+            opened.append(os.open(part, LISTING_FLAGS, dir_fd=opened[-1]))
+        opened.append(os.open(name, READING_FLAGS, dir_fd=opened[-1]))
+        return _read_unchanging(opened[-1], relative)
+    except OSError as error:
+        raise PackageRefused(f"{relative} cannot be read: {error.strerror}.") from None
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _read_unchanging(fd: int, label: str) -> bytes:
+    """Read a regular file to its end; refuse it when it changes meanwhile (it is still being copied)."""
+    before = os.fstat(fd)
+    if not stat.S_ISREG(before.st_mode):
+        raise PackageRefused(f"{label} is not a regular file.")
+    with open(fd, "rb", closefd=False) as file:
+        data = file.read()
+    if len(data) != before.st_size or _changes(os.fstat(fd)) != _changes(before):
+        raise PackageRefused(f"{label} changed while it was read; it is perhaps still being copied.")
+    return data
+
+
+def _changes(info: os.stat_result) -> tuple[int, int, int]:
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def _label(path: str) -> str:
+    """Name a file of the package as it stands in it, a folder above by its name alone."""
+    return f"Folder {shown(Path(path).name)}" if path.startswith("/") else shown(path)
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
+
+
+def _raise(error: OSError) -> None:
+    raise error

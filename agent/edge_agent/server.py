@@ -1,0 +1,101 @@
+"""The life of the agent's process: claim the socket, serve, drain, exit."""
+
+import logging
+import os
+import signal
+import threading
+from concurrent import futures
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from edge_agent import bitmaps, log, state
+from edge_agent.config import Settings
+from edge_agent.errors import AgentRefused
+from edge_agent.models import Models
+from edge_agent.supervisor import Spawner
+from edge_agent.unix_socket import ServedSocket
+
+if TYPE_CHECKING:
+    import grpc
+
+logger = logging.getLogger(__name__)
+
+CONTROL_THREADS = 16
+# Room for an RGBA frame of the largest size, so that its sender is told of the mistake and not of a limit.
+LARGEST_MESSAGE = bitmaps.LARGEST_IMAGE // 3 * 4 + (1 << 20)
+GRPC_OPTIONS = (
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+    ("grpc.max_send_message_length", -1),
+    # Clients may ping as often as they like: one channel is kept for days.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 0),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+REFUSES_ROOT = (
+    "The agent does not run as root: every caller of its socket may make it read and write shared memory. Start it as "
+    "another user, or allow it with --allow-root, EDGE_AGENT_ALLOW_ROOT=1 or `allow_root: true` in the settings file."
+)
+
+
+class Agent:
+    """The daemon. `run` is its whole life."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ending = threading.Event()
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; return the exit code. Raises AgentRefused when it cannot start."""
+        settings = self._settings
+        if os.geteuid() == 0 and not settings.allow_root:
+            raise AgentRefused(REFUSES_ROOT)
+        log.set_up(settings.log_level, settings.log_format)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        folder = state.StateFolder(state.folder(settings.state_dir), settings.socket_path)
+        served = ServedSocket(settings.socket_path, settings.socket_mode, settings.socket_group)
+        folder.lock()
+        try:
+            served.claim()
+            spawner = Spawner(folder.scratch(), (settings.log_level, settings.log_format))
+            spawner.start()
+            models = Models(settings, spawner, folder.running_models())
+            try:
+                self._serve(models, served)
+            finally:
+                models.close()
+        finally:
+            served.release()
+            folder.release()
+        logger.info("Ended.")
+        return 0
+
+    def _serve(self, models: Models, served: ServedSocket) -> None:
+        models.scan()  # before the socket is there: a model that is deployed is never NOT_FOUND
+        server = self._build(models)
+        served.bind(server.add_insecure_port)
+        server.start()
+        served.publish()
+        logger.info("Serving %d models on unix://%s", len(models.all()), self._settings.socket_path)
+        models.start_wanted()
+        models.watch()
+        self._ending.wait()
+        logger.info("Ending: accepted calls have %g s to finish.", self._settings.drain_timeout)
+        served.release()
+        if not server.stop(self._settings.drain_timeout).wait(self._settings.drain_timeout + 1):
+            logger.warning("Some calls did not finish in time and were cut off.")
+
+    def _build(self, models: Models) -> "grpc.Server":
+        import grpc
+
+        from edge_agent.service import EdgeAgentService, handlers
+
+        # A waiting call holds a thread, so control calls get threads that detections can never take.
+        pool = futures.ThreadPoolExecutor(self._settings.max_calls + CONTROL_THREADS, thread_name_prefix="call")
+        server = grpc.server(pool, options=GRPC_OPTIONS)
+        server.add_generic_rpc_handlers((handlers(EdgeAgentService(models, self._settings.inline_mask_limit)),))
+        return server
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._ending.is_set():
+            os._exit(128 + number)
+        self._ending.set()

@@ -1,0 +1,137 @@
+"""The agent's own folder: the lock of its socket, the list of models to run again, room for sockets of its own."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from edge_agent.errors import AgentRefused
+
+logger = logging.getLogger(__name__)
+
+
+class StateFolder:
+    """The state folder as one agent uses it: what it holds is named by the agent's socket."""
+
+    def __init__(self, folder: Path, socket_path: Path) -> None:
+        self._folder = folder
+        parent = Path(os.path.realpath(socket_path.parent))
+        self._prefix = hashlib.sha256(bytes(parent / socket_path.name)).hexdigest()[:16]
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Take the lock of this socket, until the process ends; raise AgentRefused when another agent has it."""
+        fd = os.open(self._path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise AgentRefused(
+                "Another agent serves this socket already (it holds the lock in the state folder). Stop it first, or give "
+                "this one another --socket."
+            ) from None
+        self._lock = fd
+
+    def scratch(self) -> Path:
+        """Return an empty folder for this run; the lock must be held."""
+        folder = self._path("run")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def running_models(self) -> "RunningModels":
+        """Return the list of models that are to run."""
+        return RunningModels(self._path("running.json"))
+
+    def release(self) -> None:
+        """Give the lock back. The scratch folder is emptied by multiprocessing after us, or by the next agent."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _path(self, suffix: str) -> Path:
+        return self._folder / f"{self._prefix}.{suffix}"
+
+
+class RunningModels:
+    """The names of the models that are to run, in a small file that is whole at any instant."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> list[str]:
+        """Return the names; none when there is no file, and a warning when it cannot be understood."""
+        try:
+            names = json.loads(self._path.read_bytes())
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("not a list of names")
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, RecursionError) as error:
+            logger.warning("The list of running models cannot be read, so none is restored: %s", error)
+            return []
+        return names
+
+    def write(self, names: Iterable[str]) -> None:
+        """Replace the file by rename; a folder that cannot be written costs a warning, not the call."""
+        beside = self._path.with_suffix(".new")
+        try:
+            with open(beside, "w", opener=_private) as file:
+                json.dump(list(names), file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self._path)
+        except OSError as error:
+            logger.warning(
+                "The list of running models cannot be written, so a restart will not restore it: %s", error.strerror
+            )
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def folder(setting: Path | None) -> Path:
+    """Return the state folder, made with mode 0700 where it is missing.
+
+    Raises:
+        AgentRefused: there is none that could be written, or it is open to others.
+
+    """
+    path = (setting or _default()).absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.stat()
+        usable = os.access(path, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+    except OSError as error:
+        raise AgentRefused(
+            f"--state-dir {path} cannot be made: {error.strerror}. Name a folder the agent may write."
+        ) from None
+    if not usable:
+        raise AgentRefused(f"--state-dir {path} is not writable. Name a folder the agent may write.")
+    if info.st_uid != os.geteuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise AgentRefused(
+            f"--state-dir {path} belongs to uid {info.st_uid} with mode {stat.S_IMODE(info.st_mode):04o}; it must belong to the "
+            "agent's user and be writable by nobody else."
+        )
+    return path
+
+
+def _default() -> Path:
+    """Return where the state belongs: systemd's folder, the XDG one (basedir-spec), or the one below home."""
+    if systemd := os.environ.get("STATE_DIRECTORY"):
+        return Path(systemd.partition(":")[0])
+    if xdg := os.environ.get("XDG_STATE_HOME"):
+        return Path(xdg) / "edge-agent"
+    try:
+        return Path.home() / ".local/state/edge-agent"
+    except RuntimeError:
+        raise AgentRefused("There is no home folder for the agent's state; name a folder with --state-dir.") from None

@@ -1,0 +1,204 @@
+"""One worker process per model: started from a forkserver, called, timed, and its death seen at once."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from multiprocessing import forkserver, reduction
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from edge_agent import bitmaps
+from edge_agent.errors import InferenceFailed, PackageRefused
+from edge_agent.jobs import Answer, Failure, Job, Ready, Refused, SessionOptions, work
+from edge_agent.packages import Found
+
+logger = logging.getLogger(__name__)
+
+LEAST_CALL_TIMEOUT = 10.0
+WARM_UPS_PER_CALL = 20
+EXIT_PATIENCE = 2.0
+DEATH_PATIENCE = 5.0
+# A socket path has 107 bytes; below the folder, multiprocessing adds two names of its own.
+LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+
+
+class WorkerDied(Exception):
+    """The worker process ended; the text says how, for operators."""
+
+
+class Spawner:
+    """The forkserver that all workers come from; it is started before any thread and any gRPC."""
+
+    def __init__(self, folder: Path, log_as: tuple[str, str]) -> None:
+        """Keep the forkserver's own socket in `folder`, where it is found and cleared after a crash.
+
+        `log_as` is the level and the form of the workers' log lines.
+        """
+        self._log_as = log_as
+        self._context = multiprocessing.get_context("forkserver")
+        # multiprocessing itself finds out about ended children whenever one is started; two threads that do so at
+        # once would take each other's exit codes.
+        self.lock = threading.Lock()
+        if len(os.fsencode(folder)) <= LONGEST_FOLDER:
+            tempfile.tempdir = str(folder)
+
+    def start(self) -> None:
+        """Start the forkserver; it imports the runtime while the agent goes on."""
+        self._context.set_forkserver_preload(["edge_agent._preload"])
+        forkserver.ensure_running()
+
+    def spawn(self, found: Found, options: SessionOptions) -> tuple[BaseProcess, Connection]:
+        """Start a worker process; return it and our end of its pipe."""
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=work, args=(theirs, found, options, self._log_as), name=f"worker-{found.name}", daemon=True
+        )
+        with self.lock:
+            process.start()
+        theirs.close()
+        return process, ours
+
+
+class Worker:
+    """A worker process as the agent sees it. One thread calls at a time; the model's queue sees to that."""
+
+    def __init__(self, spawner: Spawner, found: Found, options: SessionOptions, call_timeout: float | None) -> None:
+        self.provider = ""
+        self.warm_up = 0.0
+        self._name = found.name
+        self._spawner = spawner
+        self._call_timeout = call_timeout
+        self._cause = ""
+        self._dead = threading.Event()
+        self._inbox, self._outbox = _memory_file("inbox"), _memory_file("outbox")
+        self._process, self._pipe = spawner.spawn(found, options)
+        self._pid = self._process.pid or 0
+        threading.Thread(target=self._watch, name=f"watch-{found.name}", daemon=True).start()
+        try:
+            for fd in (self._inbox, self._outbox):
+                reduction.send_handle(self._pipe, fd, self._pid)
+        except OSError:
+            pass  # it died already; load() says so
+
+    def load(self, timeout: float) -> None:
+        """Wait until the model is loaded and warmed up.
+
+        Raises:
+            PackageRefused: the package or the runtime refused.
+            WorkerDied: the process ended or did not finish within `timeout` seconds.
+
+        """
+        answer = self._receive(timeout, f"it did not load within {timeout:g} s (load_timeout)")
+        if isinstance(answer, Refused):
+            raise PackageRefused(answer.reason)
+        assert isinstance(answer, Ready)  # the worker's own protocol
+        self.provider, self.warm_up = answer.provider, answer.warm_up
+        if self._call_timeout is None:
+            self._call_timeout = max(LEAST_CALL_TIMEOUT, WARM_UPS_PER_CALL * answer.warm_up)
+
+    def call(self, job: Job, inline: bytes | None) -> tuple[Answer, bytes | None]:
+        """Do a job; return the answer and the inline mask, if it has one.
+
+        Args:
+            job: the image's and the mask's numbers.
+            inline: the image's bytes, unless they are in the client's segment.
+
+        Raises:
+            EdgeAgentError: the job failed in the worker.
+            WorkerDied: the process ended during the call, or was ended because it did not answer in time.
+
+        """
+        timeout = self._call_timeout
+        assert timeout is not None  # load() came before
+        if inline is not None:
+            _write_all(self._inbox, inline)
+        try:
+            self._pipe.send(job)
+        except OSError:
+            raise self._died() from None
+        answer = self._receive(timeout, f"it did not answer within {timeout:g} s (call_timeout)")
+        if isinstance(answer, Failure):
+            raise answer.error(answer.text)
+        assert isinstance(answer, Answer)
+        return answer, os.pread(self._outbox, answer.inline_mask, 0) if answer.inline_mask else None
+
+    def stop(self) -> None:
+        """End the process; a busy one is killed. `release` must follow when no call is under way any more."""
+        with contextlib.suppress(OSError, ValueError):  # it is dead already
+            self._pipe.send(None)
+        if not self._dead.wait(EXIT_PATIENCE):
+            self.kill("it was stopped")
+        self.wait()
+
+    def kill(self, cause: str) -> None:
+        """Kill the process; `cause` is what operators are told."""
+        with self._spawner.lock:
+            if not self._dead.is_set():
+                self._cause = self._cause or cause
+                os.kill(self._pid, signal.SIGKILL)
+
+    def wait(self) -> str:
+        """Wait until the process has ended; return how it ended."""
+        self._dead.wait()
+        return self._cause
+
+    def release(self) -> None:
+        """Close the pipe and the shared memory, after the process has ended."""
+        self._pipe.close()
+        for fd in (self._inbox, self._outbox):
+            os.close(fd)
+
+    def _receive(self, timeout: float, cause: str) -> object:
+        try:
+            if self._pipe.poll(timeout):
+                return self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        self.kill(cause)
+        raise self._died()
+
+    def _died(self) -> WorkerDied:
+        if not self._dead.wait(DEATH_PATIENCE):
+            self.kill("it closed its pipe")
+            self._dead.wait()
+        return WorkerDied(self._cause)
+
+    def _watch(self) -> None:
+        wait([self._process.sentinel])
+        with self._spawner.lock:
+            self._process.join()
+            self._cause = self._cause or _how_it_ended(self._process.exitcode)
+            self._dead.set()
+            self._process.close()
+
+
+def _memory_file(name: str) -> int:
+    """Return a memfd as large as the largest image; only pages that are written take memory."""
+    fd = os.memfd_create(f"edge-agent-{name}", os.MFD_CLOEXEC)
+    os.ftruncate(fd, bitmaps.LARGEST_IMAGE)
+    return fd
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    try:
+        view, done = memoryview(data), 0
+        while done < len(view):
+            done += os.pwrite(fd, view[done:], done)
+    except OSError as error:  # ENOMEM: no page left for the frame
+        raise InferenceFailed(f"There is no memory for the image: {error.strerror}.") from None
+
+
+def _how_it_ended(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        try:
+            name = signal.Signals(-exit_code).name
+        except ValueError:
+            name = "unknown"
+        hint = "; the system kills like this when memory runs out" if -exit_code == signal.SIGKILL else ""
+        return f"it was ended by signal {-exit_code} ({name}){hint}"
+    return f"it exited with code {exit_code}"

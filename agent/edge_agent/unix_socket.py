@@ -1,0 +1,140 @@
+"""The agent's socket: claimed so that no other server loses it, permitted before anybody sees it, released as ours."""
+
+import errno
+import grp
+import logging
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from edge_agent.address import LONGEST
+from edge_agent.errors import AgentRefused
+
+logger = logging.getLogger(__name__)
+
+PROBE_PATIENCE = 5.0
+
+
+class ServedSocket:
+    """The path that clients connect to.
+
+    The server binds a private name beside it, where the socket gets its mode and group; only then the path itself is
+    made, as a second link to the finished socket. So nobody ever sees it with other rights, nothing that appeared on
+    the path meanwhile is overwritten, and gRPC, which unlinks the name that it bound when it ends, unlinks a name that
+    is gone by then and not a path that may belong to another server.
+    """
+
+    def __init__(self, path: Path, mode: int, group: str) -> None:
+        self._path = path
+        self._mode = mode
+        self._group = group
+        self._ours: tuple[int, int] | None = None
+
+    def claim(self) -> None:
+        """Make the path free; raise AgentRefused when something is there that is not a dead socket of our own."""
+        if not self._path.parent.is_dir():
+            raise AgentRefused(
+                f"The folder of the socket, {self._path.parent}, does not exist. Make it, or give another --socket."
+            )
+        try:
+            info = self._path.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise AgentRefused(f"The socket path {self._path} cannot be looked at: {error.strerror}.") from None
+        if not stat.S_ISSOCK(info.st_mode):
+            raise AgentRefused(f"{self._path} exists and is no socket. Remove it, or give another --socket.")
+        if info.st_uid != os.geteuid():
+            raise AgentRefused(
+                f"The socket {self._path} belongs to uid {info.st_uid}, not to the agent's user. Let its owner remove it, or "
+                "give another --socket."
+            )
+        if _answers(self._path):
+            raise AgentRefused(
+                f"A server answers on {self._path} already (another agent, or the original one). Stop it first, or give "
+                "another --socket."
+            )
+        self._path.unlink(missing_ok=True)
+        logger.info("Removed the dead socket that an earlier agent left at %s.", self._path)
+
+    def bind(self, bind: Callable[[str], object]) -> None:
+        """Let `bind` bind a private name, given as gRPC address, and give the socket its rights; raise AgentRefused."""
+        self._private = self._path.with_name(f".{secrets.token_hex(4)}")
+        if len(os.fsencode(self._private)) > LONGEST:
+            raise AgentRefused(
+                f"The folder of the socket, {self._path.parent}, has too long a path. Give another --socket."
+            )
+        before = os.umask(0o777 & ~self._mode)
+        try:
+            bind(f"unix:{self._private}")
+        except (RuntimeError, OSError) as error:
+            raise AgentRefused(f"The socket cannot be bound in {self._path.parent}: {error}") from None
+        finally:
+            os.umask(before)
+        self._give_to_group()
+
+    def publish(self) -> None:
+        """Make the path, now that the server answers on it; raise AgentRefused when something took it meanwhile."""
+        try:
+            os.link(self._private, self._path, follow_symlinks=False)
+            info = self._path.lstat()
+            self._ours = info.st_dev, info.st_ino
+        except FileExistsError:
+            raise AgentRefused(f"{self._path} was taken by another process just now. Give another --socket.") from None
+        except OSError as error:
+            raise AgentRefused(f"The socket {self._path} cannot be made: {error.strerror}.") from None
+        finally:
+            self._private.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Remove the path if it is still our socket."""
+        with suppress(OSError):
+            info = self._path.lstat()
+            if (info.st_dev, info.st_ino) == self._ours:
+                self._path.unlink()
+
+    def _give_to_group(self) -> None:
+        if not self._group:
+            return
+        gid = _gid(self._group)
+        if gid is None:
+            logger.warning(
+                "There is no group %s, so only the agent's own group may call. Create it with `groupadd %s` or set socket_group.",
+                self._group,
+                self._group,
+            )
+            return
+        try:
+            os.chown(self._private, -1, gid)
+        except PermissionError:
+            logger.warning(
+                "The agent's user is not a member of group %s, so the socket keeps the agent's own group. Mend it with "
+                "`usermod -aG %s USER` and start the agent again.",
+                self._group,
+                self._group,
+            )
+
+
+def _answers(path: Path) -> bool:
+    """Return whether a server accepts connections on the path."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_PATIENCE)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError as error:
+            # A full backlog (EAGAIN) or a slow answer is a live server, too.
+            return error.errno not in {errno.ECONNREFUSED, errno.ENOENT}
+    return True
+
+
+def _gid(group: str) -> int | None:
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None

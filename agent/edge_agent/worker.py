@@ -1,0 +1,131 @@
+"""The worker process of one model: take a job, read the image, infer, write the mask, answer."""
+
+import faulthandler
+import logging
+import mmap
+import os
+import signal
+import threading
+from multiprocessing import parent_process, reduction
+from multiprocessing.connection import Connection, wait
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import backends, bitmaps, packages
+from edge_agent.bitmaps import Image, MaskTarget
+from edge_agent.errors import EdgeAgentError, InferenceFailed, PackageRefused
+from edge_agent.jobs import Answer, Failure, Job, Ready, Refused, SessionOptions
+from edge_agent.packages import Found
+from edge_agent.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+
+def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
+    """Load the package and answer jobs until the pipe is closed or the agent is gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    inbox, outbox = reduction.recv_handle(pipe), reduction.recv_handle(pipe)
+    try:
+        worker = _Worker(found, options, inbox, outbox)
+        pipe.send(Ready(worker.provider, worker.pipeline.warm_up()))
+    except PackageRefused as refusal:
+        pipe.send(Refused(str(refusal)))
+        return
+    except MemoryError:
+        pipe.send(Refused("The model does not fit into memory."))
+        return
+    try:
+        while job := pipe.recv():
+            pipe.send(worker.answer(job))
+    except (EOFError, OSError):
+        return  # the agent is gone
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the agent ends, however it ends, also in the middle of a job."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+    os._exit(1)
+
+
+class _Worker:
+    """A loaded model and the memory it works in."""
+
+    def __init__(self, found: Found, options: SessionOptions, inbox: int, outbox: int) -> None:
+        package = found.package
+        if package is None:
+            raise PackageRefused(found.refusal)
+        model = packages.read_model(package)
+        _check_unchanged(found)
+        session = backends.open_session(model, options)
+        self.provider = session.provider
+        self.pipeline = Pipeline(package.manifest, session)
+        self._inbox = np.frombuffer(mmap.mmap(inbox, bitmaps.LARGEST_IMAGE, prot=mmap.PROT_READ), np.uint8)
+        self._outbox = np.frombuffer(mmap.mmap(outbox, bitmaps.LARGEST_IMAGE), np.uint8)
+        self._frame = np.empty(0, np.uint8)
+        self._mask = np.empty(0, np.uint8)
+
+    def answer(self, job: Job) -> Answer | Failure:
+        """Do one job; whatever goes wrong becomes a Failure, so that the next job finds the worker in order."""
+        try:
+            return self._do(job)
+        except EdgeAgentError as error:
+            return Failure(type(error), str(error))
+        except MemoryError:
+            return Failure(InferenceFailed, "The model ran out of memory on the image.")
+        except Exception:  # the boundary: the cause belongs into the log, not to the caller
+            logger.exception("the model failed on an image")
+            return Failure(InferenceFailed, "The model failed on the image; the agent's log has the cause.")
+
+    def _do(self, job: Job) -> Answer:
+        image = job.image
+        target = MaskTarget(job.mask, image.packed_size) if job.mask else None
+        try:
+            verdict, class_map = self.pipeline.judge(self._pixels(image))
+            if class_map is None:
+                return Answer(verdict, 0)
+            if target is None:
+                self.pipeline.paint(class_map, _rows(self._outbox, image))
+                return Answer(verdict, image.packed_size)
+            self._mask = _at_least(self._mask, image.packed_size)
+            self.pipeline.paint(class_map, _rows(self._mask, image))
+            target.write(self._mask.data[: image.packed_size])
+            return Answer(verdict, 0)
+        finally:
+            if target:
+                target.close()
+
+    def _pixels(self, image: Image) -> NDArray[np.uint8]:
+        """Return the image as height x width x 3 (uint8), without its padding; a client cannot change it any more."""
+        size = image.stride * image.height
+        source = self._inbox
+        if image.segment:
+            self._frame = source = _at_least(self._frame, size)
+            bitmaps.copy_in(image, source.data[:size])
+        rows = source[:size].reshape(image.height, image.stride)
+        return rows[:, : image.row].reshape(image.height, image.width, bitmaps.CHANNELS)
+
+
+def _check_unchanged(found: Found) -> None:
+    """Refuse a package that is not the one whose manifest was read: it was changed between the check and the load."""
+    try:
+        unchanged = packages.sign(found.folder, found.root) == found.signature
+    except OSError:
+        unchanged = False
+    if not unchanged:
+        raise PackageRefused(
+            "The package changed while it was being loaded; start the model again when it is complete."
+        )
+
+
+def _at_least(buffer: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    return buffer if len(buffer) >= size else np.empty(size, np.uint8)
+
+
+def _rows(buffer: NDArray[np.uint8], image: Image) -> NDArray[np.uint8]:
+    return buffer[: image.packed_size].reshape(image.height, image.width, bitmaps.CHANNELS)
