@@ -138,13 +138,13 @@ class Pipeline:
         """Return the anomaly score: of the anomalous classes, calibrated, or of the mask where there are no classes."""
         if scores is not None:
             anomalous = [one for one in range(len(scores)) if one not in self._stage.class_normal_ids]
-            score = np.float32(scores[anomalous].sum())
+            score = float(scores[anomalous].sum())
             if self._stage.calibration:
-                score = np.float32(calibrate(float(score), self._stage.calibration))
+                score = calibrate(score, self._stage.calibration)
         else:
             assert logits is not None  # a stage has at least one head
-            score = np.float32(logits.mean(dtype=np.float64))
-        if not np.isfinite(score):
+            score = float(logits.mean(dtype=np.float64))
+        if not math.isfinite(score):
             raise InferenceFailed(
                 f"The model gave the score {score}, which is no number to compare; its weights may be damaged."
             )

@@ -40,6 +40,11 @@ class ServedSocket:
             raise AgentRefused(
                 f"The folder of the socket, {self._path.parent}, does not exist. Make it, or give another --socket."
             )
+        if not os.access(self._path.parent, os.W_OK | os.X_OK):
+            raise AgentRefused(
+                f"The folder of the socket, {self._path.parent}, may not be written by the agent's user. Permit it, or give "
+                "another --socket."
+            )
         try:
             info = self._path.lstat()
         except FileNotFoundError:

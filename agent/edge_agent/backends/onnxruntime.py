@@ -1,7 +1,13 @@
 """ONNX Runtime: the only module that knows it.
 
 Options: https://onnxruntime.ai/docs/performance/tune-performance/threading.html
+
+From 1.29 on, its official Linux builds send telemetry to Microsoft, over the network, as soon as they are imported
+(https://github.com/microsoft/onnxruntime/pull/27379). A device on an inspection line must not: it is switched off here,
+before the import, which is the only moment at which that is possible.
 """
+
+import os
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +15,7 @@ from numpy.typing import NDArray
 from edge_agent.errors import InferenceFailed, PackageRefused
 from edge_agent.jobs import SessionOptions
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 try:
     import onnxruntime as ort
 except ImportError:  # pragma: no cover  (seen where the extra is not installed)

@@ -1,0 +1,73 @@
+"""Fixtures of all tests, and the line that says what was skipped for want of the shared data."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import posix_ipc
+import pytest
+from support import shared
+from support.agent import place
+from support.users import I_AM_ROOT, agent_user
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many tests did not run for want of the shared data, also when none did."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    wanting = sum(shared.WHY in str(report.longrepr) for report in skipped)
+    terminalreporter.write_line(f"shared data: {shared.FOLDER}; {wanting} tests skipped for want of it")
+    if I_AM_ROOT:
+        terminalreporter.write_line(f"run by root: agents ran as uid {agent_user().uid}")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that everybody may enter and the agent's user owns."""
+    made = place()
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def module_folder() -> Iterator[Path]:
+    """The same for a whole module."""
+    made = place()
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def segment() -> Iterator:
+    """A function (size, content) -> name of a new shared memory segment that the agent may use; unlinked afterwards."""
+    made = []
+
+    def make(size: int, content: bytes = b"", mode: int = 0o660) -> str:
+        name = f"/edge-agent-test-{os.urandom(6).hex()}"
+        memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=mode, size=size)
+        os.fchmod(memory.fd, mode)
+        os.fchown(memory.fd, -1, agent_user().gid)
+        if content:
+            os.pwrite(memory.fd, content, 0)
+        memory.close_fd()
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        try:
+            posix_ipc.unlink_shared_memory(name)
+        except posix_ipc.ExistentialError:
+            pass
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Iterator[Path]:
+    """The shared models in a place that the agent's user can read."""
+    made = place()
+    for name in ("cookies-segmentation", "cookies-classification"):
+        shutil.copytree(shared.FOLDER / "models" / name / "component", made / name / "component")
+    for path in made.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
