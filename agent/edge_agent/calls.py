@@ -1,10 +1,13 @@
 """Waiting for one's turn: a bounded first-in, first-out queue in front of a model's worker."""
 
+import logging
 import threading
 import time
 from collections import deque
 
 from edge_agent.errors import CannotKeepUp, EdgeAgentError
+
+logger = logging.getLogger(__name__)
 
 EXPIRED = "The call's deadline passed, or its caller went away, while it waited; send fewer calls at once."
 
@@ -38,7 +41,8 @@ class CallQueue:
     Not a lock: the threads of a lock are served in no order, which costs the slowest callers a third of their time.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
         self._limit = limit
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -69,6 +73,7 @@ class CallQueue:
                     f"The model has {self._limit} calls waiting, its queue_limit; send fewer calls at once, or call again later."
                 )
             self._waiting.append(turn)
+            logger.debug("%s: a call waits, %d before it", self._name, len(self._waiting))
         turn.wait(deadline)
         with self._lock:
             if not turn.granted:

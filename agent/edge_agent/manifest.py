@@ -137,7 +137,7 @@ def parse(content: Mapping[str, Any]) -> Manifest:
     stage = _stage(_Keys(_mapping(stages[0], "stages[0]"), "stages[0]"), image_classes, pixel_classes, notes)
     block = _block(_Keys(_mapping(content["package"], "package"), "package")) if "package" in content else None
     if block is None:
-        notes.append("The package has no `package` block, so its files are not checked against digests.")
+        notes.append("No `package` block: files are not checked against digests.")
     return Manifest(
         stage=stage,
         image_size=_image_size(_Keys(content, "manifest.json"), stage),

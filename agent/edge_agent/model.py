@@ -251,7 +251,7 @@ class Model:
                 )
         else:
             with self._lock:
-                self._queue = CallQueue(self._settings.of_model(self.name, "queue_limit"))
+                self._queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"))
                 self._move(State.RUNNING, f"loaded on {worker.provider}, warm-up {worker.warm_up * 1000:.1f} ms")
             threading.Thread(target=self._watch, args=(worker,), name=f"death-{self.name}", daemon=True).start()
         finally:

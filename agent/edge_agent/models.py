@@ -28,7 +28,10 @@ class Models:
         self._catalog = Catalog(settings.models, settings.trusted_uids)
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
+        # What is remembered over a restart, and what starts by itself as soon as it is there: until somebody starts or
+        # stops it by name, who then has taken charge of it.
         self._wanted = {*settings.autostart, *(remembered.read() if settings.restore else ())}
+        self._automatic = set(self._wanted)
         self._calls = threading.BoundedSemaphore(settings.max_calls)
         self._ended = threading.Event()
         self._scanning = threading.Lock()
@@ -92,7 +95,7 @@ class Models:
     def start_wanted(self) -> None:
         """Start the models of the autostart list and those that were started when the agent last ended."""
         self._serving = True
-        for name in sorted(self._wanted):
+        for name in sorted(self._automatic):
             try:
                 self._start_wanted(self.get(name))
             except EdgeAgentError as error:
@@ -128,7 +131,7 @@ class Models:
             fresh = True
         else:
             fresh = model.deploy(found, notes)
-        if fresh and self._serving and name in self._wanted:
+        if fresh and self._serving and name in self._automatic:
             self._start_wanted(model)
 
     def _start_wanted(self, model: Model) -> None:
@@ -146,6 +149,7 @@ class Models:
                 model.stop("its files are gone")
             except WrongState:
                 return
+            self._automatic.add(model.name)  # it ran, so it runs again when its files come back
         if model.state in (State.STOPPED, State.FAILED):
             with self._lock:
                 self._models.pop(model.name, None)
@@ -154,5 +158,6 @@ class Models:
     def _remember(self, name: str, *, wanted: bool) -> None:
         with self._lock:
             (self._wanted.add if wanted else self._wanted.discard)(name)
+            self._automatic.discard(name)
             names: Iterable[str] = sorted(self._wanted)
             self._remembered.write(names)

@@ -44,9 +44,7 @@ def environment(**extra: str) -> dict[str, str]:
 class Agent:
     """One agent process. Settings are those of the settings file."""
 
-    def __init__(
-        self, models: Path | None = None, *, folder: Path | None = None, user: User | None = None, **settings: Any
-    ):
+    def __init__(self, *models: Path, folder: Path | None = None, user: User | None = None, **settings: Any) -> None:
         self.user = user or agent_user()
         self.folder = folder or place(self.user)
         self._own_folder = folder is None
@@ -55,7 +53,7 @@ class Agent:
             "socket": str(self.socket),
             "socket_group": "",
             "state_dir": str(self.folder / "state"),
-            "models": [str(models)] if models else [],
+            "models": [str(one) for one in models],
             "allow_root": self.user == MYSELF and os.geteuid() == 0,
             "scan_interval": 0.1,
             "log_level": "debug",
@@ -181,9 +179,9 @@ class Agent:
 
 
 @contextlib.contextmanager
-def serving(models: Path | None = None, **settings: Any) -> Iterator[Agent]:
+def serving(*models: Path, **settings: Any) -> Iterator[Agent]:
     """Yield an agent that serves, and end it afterwards."""
-    agent = Agent(models, **settings)
+    agent = Agent(*models, **settings)
     try:
         yield agent.start()
     finally:

@@ -98,12 +98,14 @@ def detect(images: tuple[str, ...], model: str, shm: bool, as_json: bool, fail_o
     Exits with 0 when every image was judged, whatever the verdicts; with 1 when one could not be.
     """
     results = []
+    paths = list(_expand(images))
+    width = max(map(len, paths))
     with _connect(socket) as client:
-        for path in _expand(images):
+        for path in paths:
             result = {"image": path, **_judge(client, model, path, shm=shm)}
             results.append(result)
             if not as_json:
-                click.echo(_line(result), err="error" in result)
+                click.echo(_line(result, width), err="error" in result)
     if as_json:
         click.echo(json.dumps(results, indent=1))
     if any("error" in result for result in results):
@@ -160,7 +162,7 @@ def _as_dict(detection: Detection) -> dict[str, Any]:
     }
 
 
-def _line(result: dict[str, Any]) -> str:
+def _line(result: dict[str, Any], width: int) -> str:
     if "error" in result:
         return f"{result['image']}: {result['error']}"
     verdict = "ANOMALOUS" if result["is_anomalous"] else "normal   "
@@ -169,4 +171,4 @@ def _line(result: dict[str, Any]) -> str:
         for one in result["anomalies"]
         if one["name"] != "background"
     )
-    return f"{result['image']}  {verdict}  confidence {result['confidence']:.4f}  {types}".rstrip()
+    return f"{result['image']:{width}}  {verdict}  confidence {result['confidence']:.4f}  {types}".rstrip()

@@ -1,0 +1,49 @@
+# `make test` and `make demo` do all their own set-up from a fresh clone: Python 3.10 to 3.13, make, and PyPI.
+
+# Tests of permissions need a Python that a second user can run and a folder that it can enter. Run by root, a Python or
+# a clone below a private home is neither, so then another Python and a folder in /var/tmp are used where they exist.
+ifeq ($(shell id -u),0)
+  AS_ANOTHER = setpriv --reuid=65534 --regid=65534 --clear-groups
+  PYTHON ?= $(shell for python in python3 /usr/bin/python3; do \
+      $(AS_ANOTHER) $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+      && echo $$python && exit; done; echo python3)
+  VENV ?= $(shell $(AS_ANOTHER) test -r "$(CURDIR)/pyproject.toml" 2>/dev/null && echo .venv \
+      || echo /var/tmp/vision-edge-agent-$$(echo "$(CURDIR)" | cksum | cut -d' ' -f1))
+else
+  PYTHON ?= python3
+  VENV ?= .venv
+endif
+
+BIN := $(VENV)/bin
+SHARED := $(if $(EDGE_AGENT_SHARED),$(EDGE_AGENT_SHARED),../shared)
+
+.PHONY: test lint demo proto lock clean
+
+test: $(VENV)/.installed lint
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Serves the shared cookies package and detects on four of its photographs.
+demo: $(VENV)/.installed
+	@BIN="$(abspath $(BIN))" SHARED="$(SHARED)" sh tests/demo.sh
+
+# Regenerates agent/edge_agent/_proto from proto/edge-agent.proto.
+proto: $(VENV)/.installed
+	$(BIN)/python proto/generate.py
+
+# Renews the versions that CI and every newcomer get. Needs uv.
+lock:
+	uv pip compile --universal --python-version 3.10 --extra cpu --extra packaging --extra demo --extra dev \
+	    --no-header --no-annotate --upgrade -o constraints.txt pyproject.toml
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,323 @@
+"""Packages that appear, change, break and disappear while the agent serves; who may have written them."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from support import packages
+from support.agent import Agent, serving
+from support.calls import OK, outcome, request
+from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
+from support.waiting import until
+
+from edge_agent._proto import edge_agent_pb2 as pb2
+
+PIXELS = b"\x80" * (3 * 64 * 64)
+
+
+@pytest.fixture
+def models(folder) -> Path:
+    made = folder / "models"
+    made.mkdir(mode=0o755)
+    return made
+
+
+def listed(agent) -> dict[str, str]:
+    """Return the state of each listed model."""
+    response = agent.stub().ListModels(pb2.ListModelsRequest(), timeout=30)
+    return {one.model_component: pb2.ModelStatus.Name(one.status) for one in response.models}
+
+
+def score(agent, name: str) -> float:
+    code, details, response = outcome(agent.stub().DetectAnomalies, request(name, 64, 64, PIXELS))
+    assert code == OK, details
+    return response.detect_anomaly_result.anomaly_score
+
+
+def constant(folder: Path, value: float) -> Path:
+    return packages.write(folder, packages.manifest(), packages.constant(scores=[value, 1 - value]))
+
+
+def test_appears_changes_and_disappears(models):
+    with serving(models) as agent:
+        assert listed(agent) == {}
+        constant(models / "board", 0.25)
+        until(lambda: listed(agent) == {"board": "STOPPED"}, "it appears")
+        agent.run_model("board")
+        assert score(agent, "board") == pytest.approx(0.25)
+        constant(models / "board", 0.75)
+        until(lambda: "has changed" in agent.describe("board").status_message, "the change is told")
+        assert score(agent, "board") == pytest.approx(0.25), "what runs goes on as it was loaded"
+        agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
+        agent.run_model("board")
+        assert score(agent, "board") == pytest.approx(0.75)
+        assert "has changed" not in agent.describe("board").status_message
+        shutil.rmtree(models / "board")
+        until(lambda: listed(agent) == {}, "it disappears")
+        until(lambda: agent.workers() == [], "and its worker with it")
+        assert "its files are gone" in agent.log()
+        constant(models / "board", 0.5)
+        until(lambda: listed(agent) == {"board": "RUNNING"}, "what ran runs again when its files come back")
+
+
+def test_a_known_model_is_never_not_found_after_a_restart(models):
+    constant(models / "board", 0.25)
+    agent = Agent(models)
+    try:
+        for _ in range(10):
+            agent.spawn()
+            stub = agent.stub()
+            codes = set()
+            until(
+                lambda: codes.add(outcome(stub.DescribeModel, pb2.DescribeModelRequest(model_component="board"))[0])  # noqa: B023
+                or OK in codes,  # noqa: B023
+                "it answers",
+            )
+            assert codes <= {OK, 14}  # UNAVAILABLE: no socket yet
+            agent.stop(signal.SIGKILL)
+    finally:
+        agent.close()
+
+
+def test_a_broken_package_is_failed_with_the_reason_and_recovers(models):
+    constant(models / "board", 0.25)
+    (models / "board" / "manifest.json").write_text('{"model_graph": ')
+    with serving(models) as agent:
+        assert listed(agent) == {"board": "FAILED"}
+        assert "manifest.json is not JSON" in agent.describe("board").status_message
+        agent.stub().StartModel(pb2.StartModelRequest(model_component="board"))
+        until(lambda: agent.state("board") == "FAILED", "it is refused again")
+        assert "manifest.json is not JSON" in agent.describe("board").status_message
+        constant(models / "board", 0.25)
+        until(lambda: listed(agent) == {"board": "STOPPED"}, "it is mended")
+        agent.run_model("board")
+        assert score(agent, "board") == pytest.approx(0.25)
+
+
+def test_a_half_copied_package_never_runs(models):
+    """Copied slowly, manifest first, while its model is started again and again."""
+    source = constant(models.parent / "source", 0.25)
+    onnx = (source / "mochi" / "model.onnx").read_bytes()
+    target = models / "board"
+    with serving(models, scan_interval=0.05) as agent:
+        states = set()
+        (target / "mochi").mkdir(parents=True)
+        shutil.copy(source / "manifest.json", target / "manifest.json")
+        with (target / "mochi" / "model.onnx").open("wb") as file:
+            steps = range(0, len(onnx), max(1, len(onnx) // 20))
+            for start in steps:
+                file.write(onnx[start : start + steps.step])
+                file.flush()
+                until(lambda: "board" in listed(agent), "it is seen")
+                if start + steps.step < len(onnx):
+                    outcome(agent.stub().StartModel, pb2.StartModelRequest(model_component="board"))
+                    until(lambda: agent.state("board") not in {"STARTING"}, "it has been tried")
+                    states.add(agent.state("board"))
+        assert states <= {"FAILED", "STOPPED"}
+        assert "FAILED" in states
+        until(lambda: agent.state("board") == "STOPPED", "the whole package is taken")
+        agent.run_model("board")
+        assert score(agent, "board") == pytest.approx(0.25)
+
+
+def test_a_package_that_changes_all_the_time_is_never_taken(models):
+    """Negative control of the settling: without it, each scan would take what it sees."""
+    ended = threading.Event()
+    source = constant(models.parent / "source", 0.25)
+    with serving(models, scan_interval=0.05) as agent:
+
+        def rewrite() -> None:
+            shutil.copytree(source, models / "board")
+            while not ended.is_set():
+                os.utime(models / "board" / "manifest.json")
+
+        writer = threading.Thread(target=rewrite)
+        writer.start()
+        constant(models / "other", 0.5)
+        until(lambda: "other" in listed(agent), "a quiet package is taken")
+        seen = listed(agent)
+        ended.set()
+        writer.join()
+        assert "board" not in seen
+        until(lambda: "board" in listed(agent), "it is taken once it is quiet")
+
+
+def test_start_reads_the_package_as_it_is_this_instant(models):
+    constant(models / "board", 0.25)
+    with serving(models, scan_interval=3600) as agent:
+        constant(models / "board", 0.75)
+        agent.run_model("board")
+        assert score(agent, "board") == pytest.approx(0.75)
+        agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
+        shutil.rmtree(models / "board")
+        agent.stub().StartModel(pb2.StartModelRequest(model_component="board"))
+        until(lambda: agent.state("board") == "FAILED", "it is refused")
+        assert "files are gone" in agent.describe("board").status_message
+
+
+def test_two_sources_of_one_component(models):
+    constant(models / "first" / "board", 0.25)
+    constant(models / "second" / "board", 0.75)
+    with serving(models / "first", models / "second") as agent:
+        agent.run_model("board")
+        assert score(agent, "board") == pytest.approx(0.25)
+        assert str(models / "second" / "board") in agent.describe("board").status_message
+        assert f"{models / 'second' / 'board'} is ignored" in agent.log()
+
+
+def test_the_source_that_is_known_keeps_the_component(models):
+    constant(models / "second" / "board", 0.75)
+    (models / "first").mkdir()
+    with serving(models / "first", models / "second") as agent:
+        agent.run_model("board")
+        constant(models / "first" / "board", 0.25)
+        until(lambda: "is ignored" in agent.describe("board").status_message, "the conflict is told")
+        assert score(agent, "board") == pytest.approx(0.75)
+
+
+def test_highest_version_of_one_source_wins(models):
+    for version, value in (("1.9.0", 0.25), ("1.10.0", 0.75)):
+        constant(models / "board" / version / "unpacked", value)
+    with serving(models) as agent:
+        agent.run_model("board")
+        assert score(agent, "board") == pytest.approx(0.75)
+        assert agent.describe("board").lookout_vision_model_arn.endswith(":model/board/1")
+
+
+def test_autostart_waits_for_a_package_that_comes_late(models):
+    with serving(models, autostart=["board"]) as agent:
+        assert "'board' is to be started, but: " in agent.log()
+        constant(models / "board", 0.25)
+        until(lambda: listed(agent).get("board") == "RUNNING", "it is started when it comes")
+
+
+def test_models_folder_that_comes_late(models):
+    later = models / "later"
+    with serving(later) as agent:
+        assert "later cannot be looked at" in agent.log()
+        constant(later / "board", 0.25)
+        until(lambda: "board" in listed(agent), "it is found")
+
+
+def test_a_name_outside_the_pattern_is_skipped_with_a_log_line(models):
+    constant(models / "a board", 0.25)
+    with serving(models) as agent:
+        assert listed(agent) == {}
+        assert "its name 'a board' is not of" in agent.log()
+
+
+class TestTrust:
+    @pytest.mark.parametrize("what", ["manifest.json", "mochi/model.onnx", "mochi", ".", ".."])
+    def test_writable_by_everybody(self, models, what):
+        constant(models / "board", 0.25)
+        with serving(models) as agent:
+            path = models / "board" / what
+            path.chmod(path.stat().st_mode | 0o002)
+            until(lambda: agent.state("board") == "FAILED", "it is refused")
+            assert "writable by everybody" in agent.describe("board").status_message
+            path.chmod(path.stat().st_mode & ~0o002)
+            until(lambda: agent.state("board") == "STOPPED", "it is trusted again")
+
+    def test_group_writable_is_allowed(self, models):
+        constant(models / "board", 0.25)
+        for path in (models, *models.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o020)
+        with serving(models) as agent:
+            agent.run_model("board")
+
+    @pytest.mark.two_uids
+    @pytest.mark.skipif(not I_AM_ROOT, reason="needs root, to give files to another user")
+    @pytest.mark.parametrize("what", ["manifest.json", "mochi/model.onnx", "mochi", ".", ".."])
+    @pytest.mark.parametrize("trusted", [False, True])
+    def test_owned_by_another_user(self, models, what, trusted):
+        if agent_user() == MYSELF:
+            pytest.skip("no unprivileged user can run this Python")
+        constant(models / "board", 0.25)
+        os.chown(models / "board" / what, OTHER.uid, OTHER.gid)
+        with serving(models, trusted_uids=[OTHER.uid] if trusted else []) as agent:
+            if trusted:
+                agent.run_model("board")
+            else:
+                assert agent.state("board") == "FAILED"
+                assert f"belongs to uid {OTHER.uid}" in agent.describe("board").status_message
+
+    def test_links_are_not_followed(self, models):
+        real = constant(models.parent / "elsewhere" / "board", 0.25)
+        (models / "linked").symlink_to(real)
+        inner = constant(models / "inner", 0.25)
+        (inner / "mochi" / "model.onnx").unlink()
+        (inner / "mochi" / "model.onnx").symlink_to(real / "mochi" / "model.onnx")
+        with serving(models) as agent:
+            assert listed(agent) == {"inner": "FAILED"}
+            assert "not a regular file" in agent.describe("inner").status_message
+
+
+def test_package_block_names_and_checks_the_package(models):
+    import hashlib
+
+    folder = models / "anything"
+    onnx = packages.constant(scores=[0.25, 0.75])
+    content = packages.manifest()
+    digest = {"size": len(onnx), "sha256": hashlib.sha256(onnx).hexdigest()}
+    content["package"] = {
+        "format": 1,
+        "component": {"name": "board", "version": "2.0.1"},
+        "model_arn": "arn:aws:lookoutvision:eu-west-1:1:model/boards/7",
+        "files": {"mochi/model.onnx": digest},
+    }
+    packages.write(folder, content, onnx)
+    with serving(models) as agent:
+        agent.run_model("board")
+        description = agent.describe("board")
+        assert description.lookout_vision_model_arn.endswith(":model/boards/7")
+        assert description.status_message == ""
+        agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
+
+        (folder / "stray").write_text("")
+        until(lambda: agent.state("board") == "FAILED", "a stray file is seen")
+        assert "'stray' is not listed" in agent.describe("board").status_message
+        (folder / "stray").unlink()
+        until(lambda: agent.state("board") == "STOPPED", "it is whole again")
+
+        damaged = bytearray(onnx)
+        damaged[len(onnx) // 2] ^= 1
+        (folder / "mochi" / "model.onnx").write_bytes(damaged)
+        agent.stub().StartModel(pb2.StartModelRequest(model_component="board"))
+        until(lambda: agent.state("board") == "FAILED", "the flipped bit is seen")
+        assert "SHA-256" in agent.describe("board").status_message
+
+
+def test_model_that_is_not_what_the_manifest_says(models):
+    two = packages.manifest(segmentation=True, pixel_names=("background", "dent"))
+    cases = {
+        "no-mask": (two, packages.constant(scores=[0.1, 0.9])),
+        "three-channels": (two, packages.constant([0.1, 0.9], [[[0.0]]] * 3)),
+        "no-such-class": (packages.manifest(class_normal_ids=[2]), packages.constant(scores=[0.1, 0.9])),
+        "other-input": (packages.manifest(size=(96, 64)), packages.constant(scores=[0.1, 0.9])),
+        "not-a-number": (packages.manifest(), packages.constant(scores=[float("nan"), 0.9])),
+        "not-onnx": (packages.manifest(), b"not ONNX"),
+        "empty": (packages.manifest(), b""),
+    }
+    words = {
+        "no-mask": "the manifest promises mask logits 1xCxHxW and class scores 1xK",
+        "three-channels": "for 2 pixel classes",
+        "no-such-class": "class_normal_ids [2]",
+        "other-input": "failed on the image",
+        "not-a-number": "no number to compare",
+        "not-onnx": "cannot load the model",
+        "empty": "cannot load the model",
+    }
+    for name, (content, onnx) in cases.items():
+        packages.write(models / name, json.loads(json.dumps(content)), onnx)
+    with serving(models) as agent:
+        for name in cases:
+            agent.stub().StartModel(pb2.StartModelRequest(model_component=name))
+            until(lambda: agent.state(name) == "FAILED", "it is refused")  # noqa: B023
+            message = agent.describe(name).status_message
+            assert words[name] in message, message
+            assert "Traceback" not in message
+        assert agent.workers() == []
