@@ -1,5 +1,6 @@
 """Fixtures of all tests, and the line that says what was skipped for want of the shared data."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import posix_ipc
 import pytest
+
 from support import shared
 from support.agent import place
 from support.users import I_AM_ROOT, agent_user
@@ -55,10 +57,8 @@ def segment() -> Iterator:
 
     yield make
     for name in made:
-        try:
+        with contextlib.suppress(posix_ipc.ExistentialError):
             posix_ipc.unlink_shared_memory(name)
-        except posix_ipc.ExistentialError:
-            pass
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+
+from edge_agent._proto import edge_agent_pb2 as pb2
 from support import shared
 from support.agent import serving
 from support.calls import OK, outcome, request
-
-from edge_agent._proto import edge_agent_pb2 as pb2
 
 pytestmark = shared.needed
 PHOTOGRAPHS = 63

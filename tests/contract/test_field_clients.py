@@ -4,6 +4,7 @@ import json
 
 import pytest
 from PIL import Image
+
 from support import packages, shared, stubs
 from support.agent import serving
 from support.calls import picture

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import posix_ipc
 import pytest
+
+from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
 from support.agent import serving
 from support.calls import (
@@ -25,8 +27,6 @@ from support.calls import (
 )
 from support.users import I_AM_ROOT, agent_user
 from support.waiting import until
-
-from edge_agent._proto import edge_agent_pb2 as pb2
 
 WIDTH, HEIGHT = 70, 66  # 210 bytes a row: two bytes of padding
 PIXELS = picture(WIDTH, HEIGHT)

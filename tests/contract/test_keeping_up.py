@@ -6,12 +6,12 @@ import threading
 
 import grpc
 import pytest
+
+from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
 from support.agent import PLENTY, serving
 from support.calls import EXHAUSTED, INTERNAL, OK, PRECONDITION, outcome, request
 from support.waiting import until
-
-from edge_agent._proto import edge_agent_pb2 as pb2
 
 SIZE = 3 * 64 * 64
 
@@ -166,7 +166,9 @@ def test_stop_answers_what_waits_and_refuses_what_comes(models):
         waiting = [busy.queue() for _ in range(3)]
         stopped: list[int] = []
         stopping = threading.Thread(
-            target=lambda: stopped.append(outcome(agent.stub().StopModel, pb2.StopModelRequest(model_component="board"))[0])
+            target=lambda: stopped.append(
+                outcome(agent.stub().StopModel, pb2.StopModelRequest(model_component="board"))[0]
+            )
         )
         stopping.start()
         until(lambda: agent.state("board") == "STOPPING", "the model stops")

@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
 from support.agent import Agent, alive, place, serving
 from support.calls import INTERNAL, OK, PRECONDITION, outcome, request
 from support.users import AGENT, I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
-
-from edge_agent._proto import edge_agent_pb2 as pb2
 
 PIXELS = bytes(3 * 64 * 64)
 needs_two_uids = [
@@ -104,7 +104,7 @@ class TestWorkerKilled:
                 os.kill(worker, signal.SIGSTOP)
                 marked = os.urandom(len(PIXELS))
                 call = stub.DetectAnomalies.future(request("board", 64, 64, marked))
-                until(lambda: agent.inbox_holds(marked), "the call is in the worker")  # noqa: B023
+                until(lambda: agent.inbox_holds(marked), "the call is in the worker")
                 os.kill(worker, signal.SIGKILL)
                 assert call.exception(30).code().value[0] == INTERNAL
                 assert agent.describe("board").status == pb2.FAILED
@@ -146,7 +146,7 @@ class TestAgentKilled:
                 below = agent.children()
                 assert len(below) >= 2
                 agent.stop(signal.SIGKILL)
-                until(lambda: not any(map(alive, below)), "no process of the dead agent is left")  # noqa: B023
+                until(lambda: not any(map(alive, below)), "no process of the dead agent is left")
                 assert agent.socket.exists(), "the dead agent's socket is still there"
                 agent.start()
                 until(lambda: agent.state("board") == "RUNNING", "the model that ran runs again")

@@ -11,11 +11,11 @@ from collections import Counter
 
 import grpc
 import pytest
+
+from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
 from support.agent import PLENTY, serving
 from support.waiting import until
-
-from edge_agent._proto import edge_agent_pb2 as pb2
 
 OK, INVALID, NOT_FOUND, PRECONDITION = 0, 3, 5, 9
 STATES = ("STOPPED", "STARTING", "RUNNING", "FAILED", "STOPPING")

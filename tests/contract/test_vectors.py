@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import packages
-from support.agent import PLENTY, serving
 
 from edge_agent._proto import edge_agent_pb2 as pb2
+from support import packages
+from support.agent import PLENTY, serving
 
 THRESHOLD = 0.7021560668945312
 RAN: set[str] = set()

@@ -8,13 +8,13 @@ import threading
 from pathlib import Path
 
 import pytest
+
+from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
 from support.agent import Agent, serving
 from support.calls import OK, outcome, request
 from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
-
-from edge_agent._proto import edge_agent_pb2 as pb2
 
 PIXELS = b"\x80" * (3 * 64 * 64)
 
@@ -73,8 +73,10 @@ def test_a_known_model_is_never_not_found_after_a_restart(models):
             stub = agent.stub()
             codes = set()
             until(
-                lambda: codes.add(outcome(stub.DescribeModel, pb2.DescribeModelRequest(model_component="board"))[0])  # noqa: B023
-                or OK in codes,  # noqa: B023
+                lambda: (
+                    codes.add(outcome(stub.DescribeModel, pb2.DescribeModelRequest(model_component="board"))[0])
+                    or OK in codes
+                ),
                 "it answers",
             )
             assert codes <= {OK, 14}  # UNAVAILABLE: no socket yet
@@ -115,7 +117,7 @@ def test_a_half_copied_package_never_runs(models):
                 until(lambda: "board" in listed(agent), "it is seen")
                 if start + steps.step < len(onnx):
                     outcome(agent.stub().StartModel, pb2.StartModelRequest(model_component="board"))
-                    until(lambda: agent.state("board") not in {"STARTING"}, "it has been tried")
+                    until(lambda: agent.state("board") != "STARTING", "it has been tried")
                     states.add(agent.state("board"))
         assert states <= {"FAILED", "STOPPED"}
         assert "FAILED" in states
@@ -316,7 +318,7 @@ def test_model_that_is_not_what_the_manifest_says(models):
     with serving(models) as agent:
         for name in cases:
             agent.stub().StartModel(pb2.StartModelRequest(model_component=name))
-            until(lambda: agent.state(name) == "FAILED", "it is refused")  # noqa: B023
+            until(lambda: agent.state(name) == "FAILED", "it is refused")
             message = agent.describe(name).status_message
             assert words[name] in message, message
             assert "Traceback" not in message

@@ -4,9 +4,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-from support.agent import PLENTY
 
 from edge_agent._proto import edge_agent_pb2 as pb2
+from support.agent import PLENTY
 
 OK, INVALID, NOT_FOUND, EXHAUSTED, PRECONDITION, INTERNAL = 0, 3, 5, 8, 9, 13
 

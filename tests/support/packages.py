@@ -58,7 +58,8 @@ def constant(scores: Any = None, logits: Any = None, size: tuple[int, int] = (64
 
 def brightness(size: tuple[int, int] = (64, 64), mask: bool = True) -> bytes:
     """Return a model whose anomaly score is the input's mean (channel 0; normal is channel 1), and whose mask marks
-    pixels with a red above one half, at the input's own size."""
+    pixels with a red above one half, at the input's own size.
+    """
     width, height = size
     nodes = [
         helper.make_node("ReduceMean", ["input"], ["mean"], axes=[1, 2, 3], keepdims=0),

@@ -1,0 +1,168 @@
+"""Settings: which source wins, and what is refused by which name."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from edge_agent import config
+from edge_agent.cli import command
+from edge_agent.cli.agent import serve
+from edge_agent.config import Settings
+from edge_agent.errors import AgentRefused
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch):
+    import os
+
+    for key in list(os.environ):
+        if key.startswith("EDGE_AGENT_"):
+            monkeypatch.delenv(key)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "agent.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_are_the_contracts():
+    settings = config.load()
+    assert settings.socket == "unix:///tmp/aws.iot.lookoutvision.EdgeAgent.sock"
+    assert (settings.socket_mode, settings.socket_group, settings.max_calls) == (0o660, "ggc_group", 64)
+    assert settings.allow_root is False
+    assert settings.any_image_size is False
+
+
+def test_each_source_wins_over_the_one_before(tmp_path, monkeypatch):
+    file = written(tmp_path, "max_calls: 2\nqueue_limit: 2\ndrain_timeout: 2\n")
+    monkeypatch.setenv("EDGE_AGENT_QUEUE_LIMIT", "3")
+    monkeypatch.setenv("EDGE_AGENT_DRAIN_TIMEOUT", "3")
+    settings = config.load(file, {"drain_timeout": "4"})
+    assert (settings.max_calls, settings.queue_limit, settings.drain_timeout) == (2, 3, 4)
+    assert settings.load_timeout == Settings.model_fields["load_timeout"].default
+
+
+def test_lists_from_every_source(tmp_path, monkeypatch):
+    assert config.load(written(tmp_path, "models: [/a, /b]\n")).models == (Path("/a"), Path("/b"))
+    monkeypatch.setenv("EDGE_AGENT_MODELS", "/c:/d")
+    monkeypatch.setenv("EDGE_AGENT_AUTOSTART", "board,part")
+    monkeypatch.setenv("EDGE_AGENT_TRUSTED_UIDS", "5,6")
+    settings = config.load()
+    assert settings.models == (Path("/c"), Path("/d"))
+    assert settings.autostart == ("board", "part")
+    assert settings.trusted_uids == (5, 6)
+    assert config.load(None, {"models": ["/e"]}).models == (Path("/e"),)
+
+
+@pytest.mark.parametrize(("text", "mode"), [('"0660"', 0o660), ("0660", 0o660), ('"600"', 0o600)])
+def test_mode_is_octal(tmp_path, text, mode):
+    assert config.load(written(tmp_path, f"socket_mode: {text}")).socket_mode == mode
+
+
+def test_settings_of_one_model(tmp_path):
+    settings = config.load(written(tmp_path, "threads: 2\nmodel_settings:\n  board: {threads: 1, memory: 1GiB}\n"))
+    assert settings.of_model("board", "threads") == 1
+    assert settings.of_model("board", "memory") == 1 << 30
+    assert settings.of_model("part", "threads") == 2
+    assert settings.of_model("part", "memory") is None
+
+
+REFUSED = [
+    # YAML, environment, flags, words of the refusal
+    ("max_calls: 0", {}, {}, ["max_calls in ", "greater than or equal to 1"]),
+    ("max_cals: 5", {}, {}, ["max_cals", "no such setting"]),
+    ("model_settings: {board: {thread: 1}}", {}, {}, ["model_settings.board.thread", "no such setting"]),
+    ("", {"EDGE_AGENT_MAX_CALLS": "many"}, {}, ["EDGE_AGENT_MAX_CALLS"]),
+    ("", {"EDGE_AGENT_SOCKET": "tcp:localhost"}, {}, ["EDGE_AGENT_SOCKET", "Unix domain sockets"]),
+    ("", {}, {"log_level": "loud"}, ["--log-level"]),
+    ("", {}, {"socket": "unix://relative"}, ["--socket", "absolute"]),
+    ("", {}, {"socket": "/tmp/" + "x" * 110}, ["--socket", "107 bytes"]),
+    ("", {}, {"socket": "/tmp/"}, ["--socket", "path of the socket is missing"]),
+    ("", {}, {"socket_mode": "rw"}, ["--socket-mode", "octal"]),
+    ("socket_mode: 660", {}, {}, ["socket_mode", "less than or equal"]),
+    ("drain_timeout: .nan", {}, {}, ["drain_timeout"]),
+    ("call_timeout: .inf", {}, {}, ["call_timeout"]),
+    ("- max_calls", {}, {}, ["--config", "mapping"]),
+    ("max_calls: [", {}, {}, ["--config", "not YAML"]),
+]
+
+
+@pytest.mark.parametrize(("text", "environment", "flags", "words"), REFUSED, ids=lambda value: str(value)[:30])
+def test_nonsense_is_refused_by_name(tmp_path, monkeypatch, text, environment, flags, words):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(AgentRefused) as caught:
+        config.load(written(tmp_path, text), flags)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_all_mistakes_are_named_at_once(tmp_path):
+    with pytest.raises(AgentRefused) as caught:
+        config.load(written(tmp_path, "max_calls: 0\nqueue_limit: -1\n"))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(AgentRefused, match="--config .*No such file"):
+        config.load(tmp_path / "nowhere.yaml")
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        config.load().max_calls = 5  # type: ignore[misc]
+
+
+def test_every_setting_is_described_and_has_a_flag():
+    flags = {flag for parameter in serve.params for flag in parameter.opts}
+    for key, field in Settings.model_fields.items():
+        assert field.description, key
+        assert f"--{key.replace('_', '-')}" in flags or key == "model_settings"
+
+
+def test_config_prints_what_serve_would_use(tmp_path):
+    file = written(tmp_path, "max_calls: 7\n")
+    arguments = ["config", "--config", str(file), "--models", "/a", "--models", "/b", "--allow-root"]
+    done = CliRunner().invoke(command, arguments, env={"EDGE_AGENT_QUEUE_LIMIT": "9"})
+    assert done.exit_code == 0, done.output
+    printed = yaml.safe_load(done.output)
+    assert (printed["max_calls"], printed["queue_limit"], printed["models"]) == (7, 9, ["/a", "/b"])
+    assert (printed["allow_root"], printed["socket_mode"]) == (True, "0660")
+    assert set(printed) == set(Settings.model_fields)
+    again = config.load(written(tmp_path, done.output))
+    assert again.max_calls == 7, "what is printed can be read again"
+
+
+def test_refusal_is_one_sentence_on_stderr_and_exit_code_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_agent", "serve", "--max-calls", "none"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: --max-calls: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_state_folder_is_found_where_systemd_and_xdg_put_it(tmp_path, monkeypatch):
+    from edge_agent import state
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert state.folder(None) == tmp_path / "home/.local/state/edge-agent"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    assert state.folder(None) == tmp_path / "xdg/edge-agent"
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path / 'systemd'}:/elsewhere")
+    assert state.folder(None) == tmp_path / "systemd"
+    assert state.folder(tmp_path / "flag") == tmp_path / "flag"
+    assert stat.S_IMODE((tmp_path / "flag").stat().st_mode) == 0o700

@@ -1,0 +1,209 @@
+"""Manifests: what is accepted, and what is refused by which name."""
+
+import json
+
+import pytest
+
+from edge_agent import manifest, palette
+from edge_agent.errors import PackageRefused
+from edge_agent.manifest import PixelClass
+from support import packages
+
+
+def both(**stage):
+    return packages.manifest(segmentation=True, pixel_names=("anything", "dent"), **stage)
+
+
+def test_the_example_of_the_format():
+    example = json.loads(
+        """{"model_graph": {"model_graph_type": "single_stage_model_graph",
+        "stages": [{"type": "mochi", "threshold": 0.7021560668945312, "input_shape": [1, 3, 1000, 1000],
+          "image_width": 1000, "image_height": 1000, "image_range_scale": true, "normalize": true,
+          "classification_head_enabled": true, "segmentation_head_enabled": false, "class_normal_ids": [1], "seg_normal_ids": []}],
+        "image_level_classes": {"names": ["anomaly", "normal"], "normal_ids": [1]},
+        "pixel_level_classes": {"names": [], "normal_ids": []}},
+        "dataset": {"image_width": 1000, "image_height": 1000}, "runtime": "onnx", "runtime_artifact": "model.onnx"}"""
+    )
+    parsed = manifest.parse(example)
+    assert parsed.stage.threshold == 0.7021560668945312
+    assert (parsed.stage.class_normal_ids, parsed.stage.interpolation) == ((1,), 3)
+    assert (parsed.image_size, parsed.model_file) == ((1000, 1000), "mochi/model.onnx")
+    assert parsed.classes == ()
+
+
+def test_class_0_is_background_whatever_the_manifest_calls_it():
+    assert manifest.parse(both()).classes == (PixelClass("background", "#FFFFFF"), PixelClass("dent", "#23A436"))
+
+
+def test_graph_level_ids_apply_to_the_stage():
+    content = both(class_normal_ids=None, seg_normal_ids=None)
+    content["model_graph"]["image_level_classes"]["normal_ids"] = [0]
+    content["model_graph"]["pixel_level_classes"]["normal_ids"] = [0]
+    stage = manifest.parse(content).stage
+    assert (stage.class_normal_ids, stage.seg_normal_ids) == ((0,), (0,))
+
+
+def test_the_stages_own_ids_win_and_the_contradiction_is_told():
+    content = packages.manifest(class_normal_ids=[0])
+    content["model_graph"]["image_level_classes"]["normal_ids"] = [1]
+    parsed = manifest.parse(content)
+    assert parsed.stage.class_normal_ids == (0,)
+    assert any("class_normal_ids [0] are used" in note for note in parsed.notes)
+
+
+def test_required_image_size_is_the_training_one():
+    content = packages.manifest(size=(64, 96), image_size=(640, 480), raw_image_shape=[48, 65])
+    assert manifest.parse(content).image_size == (640, 480)
+    del content["dataset"]
+    assert manifest.parse(content).image_size == (65, 48)
+    del content["model_graph"]["stages"][0]["raw_image_shape"]
+    assert manifest.parse(content).image_size == (64, 96)
+
+
+def test_successors_type_is_served():
+    assert (
+        manifest.parse(packages.manifest(type="supervised_multi_head_model")).model_file
+        == "supervised_multi_head_model/model.onnx"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+        ("area", 3),
+        ("bilinear", 1),
+        ("bilinear-antialias", "bilinear-antialias"),
+    ],
+)
+def test_interpolations(value, code):
+    assert manifest.parse(packages.manifest(interpolation=value)).stage.interpolation == code
+
+
+def edit(*path, value):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        if value is None:
+            del content[path[-1]]
+        else:
+            content[path[-1]] = value
+
+    return change
+
+
+STAGE = ("model_graph", "stages", 0)
+REFUSED = {
+    "two stages graph": (
+        edit("model_graph", "model_graph_type", value="two_stage_model_graph"),
+        "two_stage_model_graph",
+    ),
+    "no graph type": (edit("model_graph", "model_graph_type", value=None), "model_graph_type"),
+    "graph is a list": (edit("model_graph", value=[]), "model_graph is not an object"),
+    "no stages": (edit("model_graph", "stages", value=[]), "0 stages"),
+    "two stages": (edit("model_graph", "stages", value=[{}, {}]), "2 stages"),
+    "svdd": (edit(*STAGE, "type", value="svdd"), "'svdd'"),
+    "spade": (edit(*STAGE, "type", value="spade"), "'spade'"),
+    "knn": (edit(*STAGE, "type", value="knn"), "'knn'"),
+    "no threshold": (edit(*STAGE, "threshold", value=None), "lacks threshold"),
+    "threshold a text": (edit(*STAGE, "threshold", value="0.5"), "threshold is '0.5'"),
+    "threshold true": (edit(*STAGE, "threshold", value=True), "threshold is True"),
+    "threshold infinite": (edit(*STAGE, "threshold", value=float("inf")), "finite"),
+    "no head": (edit(*STAGE, "classification_head_enabled", value=False), "neither"),
+    "head a number": (edit(*STAGE, "classification_head_enabled", value=1), "classification_head_enabled is 1"),
+    "empty class ids": (edit(*STAGE, "class_normal_ids", value=[-1]), "class_normal_ids is [-1]"),
+    "ids texts": (edit(*STAGE, "class_normal_ids", value=["normal"]), "list of class indices"),
+    "polar": (edit(*STAGE, "transform_preprocessing", value={"polar": {}}), "transform_preprocessing"),
+    "calibrated, no shift": (edit(*STAGE, "calibrated", value=True), "calibrator_scaling"),
+    "interpolation 7": (edit(*STAGE, "interpolation", value=7), "interpolation is 7"),
+    "interpolation true": (edit(*STAGE, "interpolation", value=True), "interpolation is True"),
+    "contradicting size": (edit(*STAGE, "image_width", value=65), "contradicts"),
+    "batch of 2": (edit(*STAGE, "input_shape", value=[2, 3, 64, 64]), "input_shape"),
+    "grey": (edit(*STAGE, "input_shape", value=[1, 1, 64, 64]), "input_shape"),
+    "width 0": (edit(*STAGE, "image_width", value=0), "image_width has 0"),
+    "raw shape of one": (edit(*STAGE, "raw_image_shape", value=[64]), "raw_image_shape"),
+    "TorchScript": (edit("runtime", value=None), "Compiled code cannot be turned back"),
+    "tflite": (edit("runtime", value="tflite"), "'tflite'"),
+    "artifact elsewhere": (edit("runtime_artifact", value="../model.onnx"), "without a folder"),
+    "artifact ..": (edit("runtime_artifact", value=".."), "without a folder"),
+    "no artifact": (edit("runtime_artifact", value=None), "lacks runtime_artifact"),
+    "newer block": (edit("package", value={"format": 2}), "format 2"),
+    "block a text": (edit("package", value="x"), "package is not an object"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_by_name(what):
+    change, words = REFUSED[what]
+    content = packages.manifest()
+    change(content)
+    with pytest.raises(PackageRefused) as caught:
+        manifest.parse(content)
+    assert words in str(caught.value)
+
+
+def test_ids_that_are_nowhere_are_never_guessed():
+    content = packages.manifest(class_normal_ids=None)
+    content["model_graph"]["image_level_classes"] = {}
+    with pytest.raises(PackageRefused, match="which class is normal is never guessed"):
+        manifest.parse(content)
+    content = both(seg_normal_ids=None)
+    content["model_graph"]["pixel_level_classes"] = {"names": ["background", "dent"]}
+    with pytest.raises(PackageRefused, match="seg_normal_ids"):
+        manifest.parse(content)
+
+
+def test_unknown_logic_is_refused_where_it_could_matter():
+    with pytest.raises(PackageRefused, match="classification_logic is 'cls_xor_seg'"):
+        manifest.parse(both(classification_logic="cls_xor_seg"))
+
+
+def test_segmentation_needs_names():
+    with pytest.raises(PackageRefused, match=r"pixel_level_classes\.names"):
+        manifest.parse(packages.manifest(segmentation=True))
+    with pytest.raises(PackageRefused, match="102 classes"):
+        manifest.parse(packages.manifest(segmentation=True, pixel_names=tuple(map(str, range(102)))))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"\xff", b"[" * 100_000, b'{"model_graph": NaN', b" " * (1 << 20) + b"{}"],
+    ids=lambda data: repr(data[:9]),
+)
+def test_broken_json(data):
+    with pytest.raises(PackageRefused, match=r"manifest\.json is"):
+        manifest.parse_json(data)
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[]", b"1", b'{"name": "an extension"}'])
+def test_some_other_manifest(data):
+    assert manifest.parse_json(data) is None
+
+
+def test_colours_of_the_block_win():
+    content = both()
+    content["package"] = {
+        "format": 1,
+        "component": {"name": "b", "version": "1.0.0"},
+        "files": {},
+        "classes": [{"name": "background"}, {"name": "dent", "hex-color": "#0a0b0c"}],
+    }
+    assert manifest.parse(content).classes[1] == PixelClass("dent", "#0A0B0C")
+
+
+def test_palette():
+    assert palette.colours(24)[:4] == ("#FFFFFF", "#23A436", "#14A3B3", "#F76902")
+    assert palette.colours(24)[-1] == "#F6673C"
+    every = palette.colours(101)
+    assert len(set(every)) == 101
+    assert every[:24] == palette.colours(24)
+    with pytest.raises(ValueError, match="102"):
+        palette.colours(102)
+
+
+def test_arn():
+    assert manifest.default_arn("board", "3.1.4") == "arn:aws:lookoutvision:local:000000000000:model/board/3"

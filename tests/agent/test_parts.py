@@ -1,0 +1,195 @@
+"""Memory, log lines, the state file, the backend's promises, and what the front process never imports."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from edge_agent import log, memory, state
+from edge_agent.errors import AgentRefused, NotEnoughMemory, shown
+from edge_agent.model import MemoryLedger
+from support.agent import environment
+
+
+class TestMemory:
+    @staticmethod
+    def tree(tmp_path, most="max", used=0, cached=0, above=None):
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+        (tmp_path / "proc/self/cgroup").write_text("0::/box/agent\n")
+        group = tmp_path / "cgroup/box/agent"
+        group.mkdir(parents=True)
+        (group / "memory.max").write_text(f"{most}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
+        if above:
+            (group.parent / "memory.max").write_text(f"{above}\n")
+            (group.parent / "memory.current").write_text("0\n")
+            (group.parent / "memory.stat").write_text("anon 5\n")
+        return memory.available(tmp_path / "proc", tmp_path / "cgroup")
+
+    def test_machine(self, tmp_path):
+        assert self.tree(tmp_path) == 8000 * 1024
+
+    def test_cgroup_with_less(self, tmp_path):
+        assert self.tree(tmp_path, most=5000, used=4000, cached=1500) == 2500
+
+    def test_cgroup_above_with_less(self, tmp_path):
+        assert self.tree(tmp_path, most=5000, used=1000, above=300) == 300
+
+    def test_cgroup_with_more_than_the_machine(self, tmp_path):
+        assert self.tree(tmp_path, most=10**12) == 8000 * 1024
+
+    def test_here(self):
+        assert 0 < memory.available() < 1 << 50
+
+    def test_two_models_do_not_count_on_the_same_memory(self):
+        ledger = MemoryLedger(reserve=100, available=lambda: 1000)
+        ledger.admit("a", 500)
+        with pytest.raises(NotEnoughMemory):
+            ledger.admit("b", 500)
+        ledger.settle("a")
+        ledger.admit("b", 500)
+
+
+class TestLog:
+    @staticmethod
+    def line(formatter, message, *args):
+        return formatter.format(logging.LogRecord("name", logging.INFO, "file", 1, message, args, None))
+
+    @pytest.mark.parametrize("formatter", [log.TextFormatter(), log.JsonFormatter()])
+    def test_one_event_is_one_line_whatever_is_in_it(self, formatter):
+        line = self.line(formatter, "%s", "a\nb\r\x1b[31m\x00\u2028c")
+        assert len(line.splitlines()) == 1
+        assert "\x1b" not in line
+
+    def test_json(self):
+        event = json.loads(self.line(log.JsonFormatter(), "model %s", "board"))
+        assert (event["level"], event["message"]) == ("info", "model board")
+        assert event["time"].endswith("Z")
+
+    def test_callers_text(self):
+        assert shown("a\x1b[0m\n") == r"'a\x1b[0m\n'"
+        assert shown("ü") == r"'\xfc'"
+        assert len(shown("x" * 10_000)) < 120
+
+
+class TestState:
+    def test_lock_is_of_the_socket_not_of_the_way_it_is_written(self, tmp_path):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        first = state.StateFolder(tmp_path, tmp_path / "real" / "s")
+        first.lock()
+        with pytest.raises(AgentRefused, match="Another agent"):
+            state.StateFolder(tmp_path, tmp_path / "link" / "s").lock()
+        state.StateFolder(tmp_path, tmp_path / "real" / "t").lock()
+        first.release()
+        state.StateFolder(tmp_path, tmp_path / "link" / "s").lock()
+
+    def test_running_models_are_written_beside_and_renamed(self, tmp_path, monkeypatch):
+        file = state.RunningModels(tmp_path / "x.running.json")
+        assert file.read() == []
+        file.write(["a", "b"])
+        assert file.read() == ["a", "b"]
+        inode = (tmp_path / "x.running.json").stat().st_ino
+        file.write(["c"])
+        assert (tmp_path / "x.running.json").stat().st_ino != inode
+        assert [path.name for path in tmp_path.iterdir()] == ["x.running.json"]
+
+    def test_a_write_that_fails_leaves_the_old_list(self, tmp_path, monkeypatch, caplog):
+        file = state.RunningModels(tmp_path / "x.running.json")
+        file.write(["a"])
+
+        def full(_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        file.write(["a", "b"])
+        assert file.read() == ["a"]
+        assert "No space left on device" in caplog.text
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[1]", b'"a"', b"\xff", b"[" * 100_000])
+    def test_damaged(self, tmp_path, content, caplog):
+        (tmp_path / "x.running.json").write_bytes(content)
+        assert state.RunningModels(tmp_path / "x.running.json").read() == []
+        assert "cannot be read" in caplog.text
+
+
+def run(script: str, **env: str) -> subprocess.CompletedProcess:
+    clean = environment(**env)
+    for key in ("CI", "ORT_DISABLE_TELEMETRY"):
+        clean.pop(key, None)
+    return subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=False)
+
+
+class TestTelemetry:
+    LOOK = """
+import os, sys, threading, time
+{imports}
+import onnxruntime as ort
+ort.InferenceSession({model!r}, providers=["CPUExecutionProvider"])
+files = [name for _, _, names in os.walk(os.environ["HOME"]) for name in names]
+print(len(files), os.environ.get("ORT_DISABLE_TELEMETRY"))
+"""
+
+    def look(self, tmp_path, imports: str) -> list[str]:
+        from support import packages
+
+        script = self.LOOK.format(imports=imports, model=packages.constant(scores=[0.5, 0.5]))
+        done = run(script, HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path), TMPDIR=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    def test_the_runtime_leaves_no_identifier(self, tmp_path):
+        assert self.look(tmp_path, "import edge_agent._preload") == ["0", "1"]
+
+    def test_without_the_backend_it_would(self, tmp_path):
+        """Negative control, for the runtimes that have telemetry (1.29 and later)."""
+        import onnxruntime
+
+        if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 29):
+            pytest.skip(f"ONNX Runtime {onnxruntime.__version__} has no telemetry on Linux")
+        files, variable = self.look(tmp_path, "")
+        assert variable == "None"
+        assert int(files) > 0
+
+
+def test_front_process_imports_no_numerical_library():
+    script = """
+import sys
+import edge_agent.server, edge_agent.service
+from edge_agent.cli import command
+command.get_command(None, "serve")
+print([name for name in ("numpy", "onnxruntime", "cv2", "PIL", "onnx") if name in sys.modules])
+"""
+    assert run(script).stdout == "[]\n"
+
+
+def test_a_missing_runtime_is_one_sentence():
+    script = """
+import sys
+sys.modules["onnxruntime"] = None
+from edge_agent import _preload, backends
+from edge_agent.errors import PackageRefused
+from edge_agent.jobs import SessionOptions
+try:
+    backends.open_session(b"", SessionOptions())
+except PackageRefused as refusal:
+    print(refusal)
+"""
+    done = run(script)
+    assert done.stdout == "ONNX Runtime is not installed; install it with: pip install 'vision-edge-agent[cpu]'.\n", (
+        done.stderr
+    )
+
+
+def test_client_imports_no_runtime_and_no_opencv():
+    script = """
+import sys
+import edge_agent.client
+print([name for name in ("onnxruntime", "cv2", "pydantic", "onnx") if name in sys.modules])
+"""
+    assert run(script).stdout == "[]\n"

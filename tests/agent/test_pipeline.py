@@ -1,0 +1,144 @@
+"""Pre-processing against the rule written the plain way, on the sizes where libraries differ."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_agent import manifest, pipeline, resize
+from edge_agent.errors import InferenceFailed, PackageRefused
+from edge_agent.manifest import Calibration
+from edge_agent.pipeline import Pipeline
+from support import packages
+from support.calls import picture
+
+
+class Echo:
+    """A session that keeps what it was given and answers what it was told."""
+
+    provider = "test"
+
+    def __init__(self, *outputs):
+        self.outputs = [np.asarray(one, np.float32) for one in outputs]
+
+    def run(self, tensor):
+        self.tensor = tensor.copy()
+        return self.outputs
+
+    def close(self):
+        pass
+
+
+def tensor_of(pixels: np.ndarray, **stage) -> np.ndarray:
+    session = Echo([[0.25, 0.75]])
+    Pipeline(manifest.parse(packages.manifest(**stage)), session).judge(pixels)
+    return session.tensor
+
+
+@pytest.mark.parametrize(("scaled", "normalized"), list(itertools.product([True, False], repeat=2)))
+def test_input_is_made_by_the_rule(scaled, normalized):
+    pixels = picture(64, 64)
+    expected = pixels.astype(np.float64)
+    if scaled:
+        expected /= 255
+    if normalized:
+        expected = (expected - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    tensor = tensor_of(pixels, image_range_scale=scaled, normalize=normalized)
+    assert tensor.shape == (1, 3, 64, 64)
+    assert tensor.dtype == np.float32
+    np.testing.assert_allclose(tensor[0], expected.transpose(2, 0, 1), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("source", [(64, 64), (97, 131), (640, 480), (65, 300)])
+def test_resize_is_opencvs(code, source):
+    pixels = picture(*source)
+    expected = cv2.resize(pixels, (80, 72), interpolation=code)
+    tensor = tensor_of(pixels, size=(80, 72), interpolation=code)
+    np.testing.assert_allclose(tensor[0], expected.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_antialiased_bilinear_is_pillows():
+    pixels = picture(97, 131)
+    expected = np.asarray(Image.fromarray(pixels).resize((80, 72), Image.Resampling.BILINEAR))
+    tensor = tensor_of(pixels, size=(80, 72), interpolation="bilinear-antialias")
+    np.testing.assert_allclose(tensor[0], expected.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_equal_size_is_the_identity_and_asks_no_library(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    tensor_of(picture(64, 64))
+    with pytest.raises(PackageRefused, match="OpenCV, which is not installed"):
+        tensor_of(picture(65, 64))
+
+
+def test_rows_with_padding_are_read_without_it():
+    pixels = picture(66, 64)
+    padded = np.zeros((64, 200), np.uint8)
+    padded[:, :198] = pixels.reshape(64, 198)
+    view = padded[:, :198].reshape(64, 66, 3)
+    assert (tensor_of(view, size=(66, 64)) == tensor_of(pixels, size=(66, 64))).all()
+    assert (tensor_of(view, size=(33, 64)) == tensor_of(pixels, size=(33, 64))).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [(1, 64), (7, 64), (75, 480), (100, 640), (192, 768), (768, 192), (333, 500)]
+)
+def test_nearest_indices(source, target):
+    indices = resize.nearest_indices(source, target)
+    assert indices.tolist() == [position * source // target for position in range(target)]
+    assert indices[0] == 0
+    assert indices[-1] <= source - 1
+
+
+@pytest.mark.parametrize("source", [(4, 4), (75, 100), (37, 53), (300, 300)])
+def test_areas_are_counted_as_if_the_map_were_spread(source):
+    """The shortcut by multiplicities against counting every pixel of the painted mask."""
+    height, width = 131, 97
+    logits = np.random.default_rng(3).normal(size=(1, 4, *source))
+    names = ("background", "a", "b", "c")
+    content = packages.manifest(size=(width, height), segmentation=True, pixel_names=names)
+    judge = Pipeline(manifest.parse(content), Echo(logits, [[0.25, 0.75]]))
+    verdict, class_map = judge.judge(picture(width, height))
+    painted = np.empty((height, width, 3), np.uint8)
+    judge.paint(class_map, painted)
+    for area in verdict.anomalies:
+        colour = tuple(bytes.fromhex(area.hex_color[1:]))
+        assert area.area == (painted == colour).all(axis=2).mean()
+    assert sum(area.area for area in verdict.anomalies) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_no_number_is_no_verdict(score):
+    judge = Pipeline(manifest.parse(packages.manifest()), Echo([[score, 0.0]]))
+    with pytest.raises(InferenceFailed, match="no number to compare"):
+        judge.judge(picture(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ([], "manifest promises class scores 1xK"),
+        ([[[0.5, 0.5]], [[0.5, 0.5]]], "manifest promises class scores 1xK"),
+        ([[0.5, 0.5]], "must be 1xK"),
+        ([[[0.5]]], "class_normal_ids [1]"),
+        ([[[0.5, 0.5], [0.5, 0.5]]], "must be 1xK"),
+    ],
+)
+def test_outputs_of_another_shape(outputs, words):
+    judge = Pipeline(manifest.parse(packages.manifest()), Echo(*outputs))
+    with pytest.raises(InferenceFailed) as caught:
+        judge.judge(picture(64, 64))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("score", [-1000.0, 1000.0])
+def test_calibration_does_not_overflow(score):
+    assert pipeline.calibrate(score, Calibration(-1000.0, 0.0)) in {0.0, 1.0}
+
+
+def test_confidence_of_scores_out_of_range():
+    assert pipeline.confidence(np.float32(2.0), True) == 1.0
+    assert pipeline.confidence(np.float32(-1.0), False) == 1.0
