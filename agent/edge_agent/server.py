@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import threading
 from concurrent import futures
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -36,12 +35,37 @@ REFUSES_ROOT = (
 )
 
 
+class EndSignal:
+    """SIGTERM or SIGINT, waited for; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        # A pipe and not a threading.Event: a handler that runs while the main thread is inside the event's lock would
+        # wait for that very thread.
+        self._told, self._tell = os.pipe2(os.O_CLOEXEC)
+        self._came = False
+
+    def listen(self) -> None:
+        """Take the signals over; those that come before `wait` are kept."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def wait(self) -> None:
+        """Return when a signal has come."""
+        os.read(self._told, 1)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._came:
+            os._exit(128 + number)
+        self._came = True
+        os.write(self._tell, b"!")
+
+
 class Agent:
     """The daemon. `run` is its whole life."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._ending = threading.Event()
+        self._ending = EndSignal()
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return the exit code. Raises AgentRefused when it cannot start."""
@@ -49,8 +73,7 @@ class Agent:
         if os.geteuid() == 0 and not settings.allow_root:
             raise AgentRefused(REFUSES_ROOT)
         log.set_up(settings.log_level, settings.log_format)
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        self._ending.listen()
         folder = state.StateFolder(state.folder(settings.state_dir), settings.socket_path)
         served = ServedSocket(settings.socket_path, settings.socket_mode, settings.socket_group)
         folder.lock()
@@ -94,8 +117,3 @@ class Agent:
         server = grpc.server(pool, options=GRPC_OPTIONS)
         server.add_generic_rpc_handlers((handlers(EdgeAgentService(models, self._settings.inline_mask_limit)),))
         return server
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._ending.is_set():
-            os._exit(128 + number)
-        self._ending.set()

@@ -78,7 +78,7 @@ def test_the_shared_models_are_called_as_the_format_says():
 
 def test_versions_compare_as_numbers():
     ordered = ["0.0.0", "1.2.3", "1.2.10", "1.10.0", "2.0.0", "10.0.0"]
-    assert sorted(ordered[::-1], key=packages.version_key) == ordered
+    assert sorted(set(ordered), key=packages.version_key) == ordered
 
 
 def test_signature_sees_every_change_of_the_package_and_none_beside_it(tmp_path):
