@@ -27,7 +27,7 @@ sys.settrace(trace)
 ending.wait()
 sys.settrace(None)
 later.cancel()
-print("seen")
+print("seen", flush=True)
 os._exit(0)
 """
 OURS = "from edge_agent.server import EndSignal\nending = EndSignal()\nending.listen()"
