@@ -65,10 +65,12 @@ class _Worker:
         session = backends.open_session(model, options)
         self.provider = session.provider
         self.pipeline = Pipeline(package.manifest, session)
-        self._inbox = np.frombuffer(mmap.mmap(inbox, bitmaps.LARGEST_IMAGE, prot=mmap.PROT_READ), np.uint8)
-        self._outbox = np.frombuffer(mmap.mmap(outbox, bitmaps.LARGEST_IMAGE), np.uint8)
-        self._frame = np.empty(0, np.uint8)
-        self._mask = np.empty(0, np.uint8)
+        self._inbox: NDArray[np.uint8] = np.frombuffer(
+            mmap.mmap(inbox, bitmaps.LARGEST_IMAGE, prot=mmap.PROT_READ), np.uint8
+        )
+        self._outbox: NDArray[np.uint8] = np.frombuffer(mmap.mmap(outbox, bitmaps.LARGEST_IMAGE), np.uint8)
+        self._frame: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._mask: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def answer(self, job: Job) -> Answer | Failure:
         """Do one job; whatever goes wrong becomes a Failure, so that the next job finds the worker in order."""

@@ -60,14 +60,9 @@ def agent_user() -> User:
 
 def _can_import(environment: dict[str, str]) -> bool:
     command = [sys.executable, "-c", "import edge_agent.worker, edge_agent.cli, onnxruntime"]
-    return (
-        subprocess.run(
-            command,
-            env={"PATH": "/usr/bin:/bin", **environment},
-            cwd="/",
-            capture_output=True,
-            check=False,
-            **AGENT.popen(),
-        ).returncode
-        == 0
-    )
+    clean = {"PATH": "/usr/bin:/bin", **environment}
+    try:
+        done = subprocess.run(command, env=clean, cwd="/", capture_output=True, check=False, **AGENT.popen())
+    except PermissionError:  # the interpreter itself is out of reach
+        return False
+    return done.returncode == 0
