@@ -108,7 +108,7 @@ def check_mask(mask: Segment, image: Image) -> None:
     if mask.size < image.packed_size:
         raise InvalidArgument(
             f"anomaly_mask_params.shared_memory_handle.size is {mask.size}; the mask of a {image.width}x{image.height} "
-            f"image needs {image.packed_size} bytes."
+            f"image needs {image.packed_size} bytes. Make the segment that large."
         )
     source = image.segment
     if source and source.name == mask.name:
@@ -211,5 +211,6 @@ def _open(field: str, name: str, access: int) -> int:
 def _check_bounds(field: str, where: Segment, needed: int, there: int) -> None:
     if where.offset + needed > there:
         raise InvalidArgument(
-            f"{field} asks for {needed} bytes from offset {where.offset}; the segment {shown(where.name)} has {there}."
+            f"{field} asks for {needed} bytes from offset {where.offset}; the segment {shown(where.name)} has {there}. "
+            "Make the segment larger, or correct size and offset."
         )

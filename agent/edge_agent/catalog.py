@@ -4,6 +4,7 @@ Polled rather than watched with inotify, which says nothing on network and bind 
 for each package.
 """
 
+import errno
 import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ class Catalog:
         self._trusted_uids = trusted_uids
         self._settled: dict[Path, Found] = {}
         self._seen: dict[Path, Signature] | None = None
+        self._unseen: set[Path] = set()
         self._told: set[str] = set()
 
     def look(self) -> dict[str, list[Found]]:
@@ -31,6 +33,7 @@ class Catalog:
         What is new, changed or gone counts from the second look in a row that sees the same, so that a package that
         is being copied or replaced is left alone. The very first look counts at once.
         """
+        self._unseen.clear()
         now = {found.folder: found for root in self._roots for found in self._look_below(root)}
         if self._seen is None:
             self._settled = dict(now)
@@ -39,17 +42,19 @@ class Catalog:
                 if self._seen.get(folder) == found.signature:
                     self._settled[folder] = found
             for folder in set(self._settled) - set(now) - set(self._seen):
-                del self._settled[folder]
+                if not self._unseen & {folder, *folder.parents}:
+                    del self._settled[folder]
         self._seen = {folder: found.signature for folder, found in now.items()}
         return self._by_name()
 
     def _look_below(self, root: Path) -> list[Found]:
         found = []
-        for folder in packages.search(root, self._cannot_list):
+        for folder in packages.search(root, self._cannot_look):
             try:
                 one = packages.look(folder, root, self._trusted_uids)
-            except OSError:
-                continue  # gone between two system calls
+            except OSError as error:
+                self._cannot_look(error, folder)
+                continue
             if manifest.NAME.fullmatch(one.name):
                 found.append(one)
             else:
@@ -75,8 +80,14 @@ class Catalog:
             by_name.setdefault(name, []).append(found)
         return by_name
 
-    def _cannot_list(self, error: OSError) -> None:
-        self._tell(f"Folder {error.filename} cannot be looked at: {error.strerror}; it is tried again all the time.")
+    def _cannot_look(self, error: OSError, folder: Path | None = None) -> None:
+        """Tell of a folder that could not be looked at; unless it is gone, what was in it still counts as there."""
+        folder = folder or Path(error.filename)
+        if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+            self._unseen.add(folder)
+        elif folder not in self._roots:
+            return  # gone between two system calls: the next look will not find it
+        self._tell(f"Folder {folder} cannot be looked at: {error.strerror}; it is tried again all the time.")
 
     def _tell(self, sentence: str) -> None:
         """Log a warning once, however often it is seen."""

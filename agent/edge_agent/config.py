@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
@@ -19,12 +28,26 @@ from edge_agent import address
 from edge_agent.errors import AgentRefused
 
 PREFIX = "EDGE_AGENT_"
+# (uid_t) -1 means "leave as it is" to chown(2).
+LARGEST_ID = 2**32 - 2
 
 
 def _split(separator: str) -> BeforeValidator:
     return BeforeValidator(
         lambda value: [one for one in value.split(separator) if one] if isinstance(value, str) else value
     )
+
+
+def _check_texts(value: object) -> None:
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= one <= "\udfff" for one in value):
+            raise ValueError("it has a character that no name can have")
+    elif isinstance(value, Mapping):
+        for one in value.items():
+            _check_texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _check_texts(one)
 
 
 def _mode(value: object) -> object:
@@ -127,6 +150,20 @@ class Settings(BaseSettings):
         address.socket_path(value)
         return value
 
+    @field_validator("socket_group")
+    @classmethod
+    def _group_is_a_number_the_system_knows(cls, value: str) -> str:
+        if value.isdecimal() and int(value) > LARGEST_ID:
+            raise ValueError(f"a group's number is at most {LARGEST_ID}")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _texts_can_be_names(cls, value: object) -> object:
+        """Refuse NUL and half surrogate pairs, which no path and no name can have."""
+        _check_texts(value)
+        return value
+
     @property
     def socket_path(self) -> Path:
         """The absolute path of the socket."""
@@ -170,10 +207,13 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
 
     Loaded.__name__ = "Settings"
     try:
-        return Loaded(**flags)
+        settings = Loaded(**flags)
+    except SettingsError as error:  # the library's word for a variable that is not JSON where it must be
+        raise AgentRefused(f"{error}; write it as JSON, or use --config.") from None
     except ValidationError as error:
         lines = [f"{_where(one['loc'], flags, file)}: {_what(one)}" for one in error.errors(include_url=False)]
         raise AgentRefused("\n".join(lines)) from None
+    return settings
 
 
 def _check_yaml(file: Path) -> None:
@@ -182,7 +222,7 @@ def _check_yaml(file: Path) -> None:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise AgentRefused(f"--config {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise AgentRefused(f"--config {file} is not YAML: {error}") from None
     if content is not None and not isinstance(content, dict):
         raise AgentRefused(f"--config {file} must be a mapping of settings, as in `max_calls: 64`")

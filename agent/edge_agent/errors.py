@@ -60,7 +60,11 @@ class NotEnoughMemory(EdgeAgentError):
 
 
 class InferenceFailed(EdgeAgentError):
-    """The model or its worker failed on an image that was in order."""
+    """The model or its worker failed on an image that was in order; `cause` is for operators, not for callers."""
+
+    def __init__(self, text: str, cause: str = "") -> None:
+        super().__init__(text)
+        self.cause = cause
 
 
 class PackageRefused(Exception):

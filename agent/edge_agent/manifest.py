@@ -4,13 +4,12 @@ The format is that of the components that Amazon Lookout for Vision wrote, plus 
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent import palette
+from edge_agent import bitmaps, palette
 from edge_agent.errors import PackageRefused
 
 NAME = re.compile(r"[a-zA-Z0-9\-_.]{1,128}")
@@ -32,6 +31,7 @@ INTERPOLATIONS: dict[str, int | str] = {
     "bilinear-antialias": "bilinear-antialias",
 }
 LARGEST_SIDE = 16384
+LARGEST_NUMBER = 3e38
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,13 @@ def parse_json(data: bytes) -> dict[str, Any] | None:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise PackageRefused(f"manifest.json is not JSON: {error}.") from None
-    return content if isinstance(content, dict) and "model_graph" in content else None
+    if not isinstance(content, dict) or "model_graph" not in content:
+        return None
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):  # half a surrogate pair, which no message could carry
+        raise PackageRefused("manifest.json has text that is not Unicode.") from None
+    return content
 
 
 def parse(content: Mapping[str, Any]) -> Manifest:
@@ -138,10 +144,14 @@ def parse(content: Mapping[str, Any]) -> Manifest:
     block = _block(_Keys(_mapping(content["package"], "package"), "package")) if "package" in content else None
     if block is None:
         notes.append("No `package` block: files are not checked against digests.")
+    image_size = _image_size(_Keys(content, "manifest.json"), stage)
+    classes = _classes(pixel_classes, block) if stage.segmentation else ()
+    if stage.segmentation:
+        _check_segmentation(stage, image_size, classes)
     return Manifest(
         stage=stage,
-        image_size=_image_size(_Keys(content, "manifest.json"), stage),
-        classes=_classes(pixel_classes, block) if stage.segmentation else (),
+        image_size=image_size,
+        classes=classes,
         model_file=f"{stage.type}/{_artifact(_Keys(content, 'manifest.json'))}",
         block=block,
         notes=tuple(notes),
@@ -256,6 +266,19 @@ def _classes(pixel_classes: "_Keys", block: Block | None) -> tuple[PixelClass, .
     return PixelClass("background", colours[0]), *rest
 
 
+def _check_segmentation(stage: Stage, image_size: tuple[int, int], classes: tuple[PixelClass, ...]) -> None:
+    """Refuse a segmentation model that no image could fit, or whose normal classes do not exist."""
+    if not all(bitmaps.SHORTEST_SIDE <= side <= bitmaps.LONGEST_SIDE for side in image_size):
+        raise PackageRefused(
+            f"The training image size is {image_size[0]}x{image_size[1]}; images have {bitmaps.SHORTEST_SIDE} to "
+            f"{bitmaps.LONGEST_SIDE} pixels a side, so none could be judged."
+        )
+    if any(one >= len(classes) for one in stage.seg_normal_ids):
+        raise PackageRefused(
+            f"seg_normal_ids is {list(stage.seg_normal_ids)!r:.80}; pixel_level_classes.names has {len(classes)} classes."
+        )
+
+
 def _artifact(content: "_Keys") -> str:
     """Return the model's file name; refuse what is not ONNX with the way out."""
     runtime = content.values.get("runtime")
@@ -355,8 +378,9 @@ class _Keys:
 
     def number(self, key: str) -> float:
         value = self.take(key, (int, float))  # type: ignore[arg-type]
-        if isinstance(value, bool) or not math.isfinite(value):
-            raise PackageRefused(f"{self.place}.{key} is {value!r}; it must be a finite number.")
+        # Verdicts are computed in float32, so a number has to be one there.
+        if isinstance(value, bool) or not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+            raise PackageRefused(f"{self.place}.{key} is {value!r:.80}; it must be a finite number.")
         return float(value)
 
     def side(self, key: str) -> int:

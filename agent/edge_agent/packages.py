@@ -1,6 +1,7 @@
 """Where model packages are: found below a models folder, named, checked for who may write them, and read safely."""
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -12,6 +13,8 @@ from pathlib import Path
 from edge_agent import manifest
 from edge_agent.errors import PackageRefused, shown
 from edge_agent.manifest import Manifest
+
+logger = logging.getLogger(__name__)
 
 DEEPEST = 4
 MOST_FILES = 1000
@@ -95,7 +98,7 @@ def look(folder: Path, root: Path, trusted_uids: Collection[int]) -> Found:
     """Read the package in `folder`, found below the models folder `root`.
 
     Raises:
-        OSError: the folder went away while it was read.
+        OSError: the folder went away while it was read (FileNotFoundError), or the system could not read it.
 
     """
     name, version = name_and_version(folder)
@@ -112,6 +115,13 @@ def look(folder: Path, root: Path, trusted_uids: Collection[int]) -> Found:
         check_files(folder, parsed)
     except PackageRefused as refusal:
         return Found(name, version, folder, root, signature, None, str(refusal))
+    except OSError:
+        raise
+    except Exception:
+        # Whatever a package holds, it must cost that package and not the look at all the others.
+        logger.exception("The package in %s could not be read", folder)
+        reason = "The package could not be read; the agent's log has the cause."
+        return Found(name, version, folder, root, signature, None, reason)
     return Found(name, version, folder, root, signature, Package(name, version, arn, folder, parsed))
 
 

@@ -71,7 +71,7 @@ class Pipeline:
             try:
                 self.judge(grey)
             except InferenceFailed as error:
-                raise PackageRefused(f"The model failed its warm-up: {error}") from None
+                raise PackageRefused(f"The model failed its warm-up: {error.cause or error}") from None
             slowest = max(slowest, time.monotonic() - begin)
         return slowest
 
@@ -151,6 +151,8 @@ class Pipeline:
         return np.float32(score)
 
     def _class_map(self, logits: NDArray[np.float32], width: int, height: int) -> ClassMap:
+        if np.isnan(logits.min()):  # the minimum of anything with a NaN is NaN
+            raise InferenceFailed("The model gave mask logits that are no numbers; its weights may be damaged.")
         if self._stage.seg_recall_bias:
             bias = np.full((len(logits), 1, 1), self._stage.seg_recall_bias, np.float32)
             bias[list(self._stage.seg_normal_ids)] = 0

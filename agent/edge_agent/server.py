@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 from concurrent import futures
 from types import FrameType
@@ -33,6 +34,12 @@ REFUSES_ROOT = (
     "The agent does not run as root: every caller of its socket may make it read and write shared memory. Start it as "
     "another user, or allow it with --allow-root, EDGE_AGENT_ALLOW_ROOT=1 or `allow_root: true` in the settings file."
 )
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: each connection of an idle client is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class EndSignal:
@@ -77,6 +84,7 @@ class Agent:
         folder = state.StateFolder(state.folder(settings.state_dir), settings.socket_path)
         served = ServedSocket(settings.socket_path, settings.socket_mode, settings.socket_group)
         folder.lock()
+        _raise_file_limit()
         try:
             served.claim()
             spawner = Spawner(folder.scratch(), (settings.log_level, settings.log_format))

@@ -159,7 +159,8 @@ def _boundary(
         name = ""
         try:
             try:
-                request = request_class.FromString(data)
+                # ListModels asks for nothing, so there is nothing in its bytes to be wrong.
+                request = request_class.FromString(b"" if rpc == "ListModels" else data)
             except DecodeError:
                 raise InvalidArgument(
                     f"The bytes are no {request_class.DESCRIPTOR.name}; send what edge-agent.proto says."

@@ -23,6 +23,8 @@ LEAST_CALL_TIMEOUT = 10.0
 WARM_UPS_PER_CALL = 20
 EXIT_PATIENCE = 2.0
 DEATH_PATIENCE = 5.0
+# What multiprocessing gives when the forkserver could not tell a child's exit code any more.
+UNKNOWN_EXIT = 255
 # A socket path has 107 bytes; below the folder, multiprocessing adds two names of its own.
 LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 
@@ -58,9 +60,16 @@ class Spawner:
         process = self._context.Process(
             target=work, args=(theirs, found, options, self._log_as), name=f"worker-{found.name}", daemon=True
         )
-        with self.lock:
-            process.start()
-        theirs.close()
+        try:
+            with self.lock:
+                process.start()
+        except (OSError, EOFError) as error:
+            ours.close()
+            raise WorkerDied(
+                f"it could not be started ({error or 'the forkserver ended'}); restart the agent"
+            ) from None
+        finally:
+            theirs.close()
         return process, ours
 
 
@@ -76,7 +85,11 @@ class Worker:
         self._cause = ""
         self._dead = threading.Event()
         self._inbox, self._outbox = _memory_file("inbox"), _memory_file("outbox")
-        self._process, self._pipe = spawner.spawn(found, options)
+        try:
+            self._process, self._pipe = spawner.spawn(found, options)
+        except BaseException:
+            self._close_memory()
+            raise
         self._pid = self._process.pid or 0
         threading.Thread(target=self._watch, name=f"watch-{found.name}", daemon=True).start()
         try:
@@ -150,6 +163,9 @@ class Worker:
     def release(self) -> None:
         """Close the pipe and the shared memory, after the process has ended."""
         self._pipe.close()
+        self._close_memory()
+
+    def _close_memory(self) -> None:
         for fd in (self._inbox, self._outbox):
             os.close(fd)
 
@@ -201,4 +217,6 @@ def _how_it_ended(exit_code: int | None) -> str:
             name = "unknown"
         hint = "; the system kills like this when memory runs out" if -exit_code == signal.SIGKILL else ""
         return f"it was ended by signal {-exit_code} ({name}){hint}"
+    if exit_code == UNKNOWN_EXIT:
+        return "it was lost together with the process that starts all workers (or exited with code 255)"
     return f"it exited with code {exit_code}"

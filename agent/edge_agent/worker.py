@@ -77,6 +77,8 @@ class _Worker:
         try:
             return self._do(job)
         except EdgeAgentError as error:
+            if isinstance(error, InferenceFailed) and error.cause:
+                logger.warning("the model failed on an image: %s", error.cause)
             return Failure(type(error), str(error))
         except MemoryError:
             return Failure(InferenceFailed, "The model ran out of memory on the image.")

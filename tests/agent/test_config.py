@@ -90,6 +90,13 @@ REFUSED = [
     ("call_timeout: .inf", {}, {}, ["call_timeout"]),
     ("- max_calls", {}, {}, ["--config", "mapping"]),
     ("max_calls: [", {}, {}, ["--config", "not YAML"]),
+    ("{" * 3000, {}, {}, ["--config", "not YAML"]),
+    (f"queue_limit: {'9' * 5000}", {}, {}, ["--config", "not YAML"]),
+    ('socket_group: "a\\0b"', {}, {}, ["socket_group", "no name can have"]),
+    ('models: ["a\\0b"]', {}, {}, ["models", "no name can have"]),
+    ('state_dir: "\\ud800"', {}, {}, ["state_dir", "no name can have"]),
+    ("", {}, {"socket_group": "99999999999"}, ["--socket-group", "4294967294"]),
+    ("", {"EDGE_AGENT_MODEL_SETTINGS": "{"}, {}, ["model_settings", "JSON"]),
 ]
 
 

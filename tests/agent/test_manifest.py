@@ -113,6 +113,8 @@ REFUSED = {
     "threshold a text": (edit(*STAGE, "threshold", value="0.5"), "threshold is '0.5'"),
     "threshold true": (edit(*STAGE, "threshold", value=True), "threshold is True"),
     "threshold infinite": (edit(*STAGE, "threshold", value=float("inf")), "finite"),
+    "threshold of 400 digits": (edit(*STAGE, "threshold", value=10**400), "finite"),
+    "threshold beyond float32": (edit(*STAGE, "threshold", value=1e308), "finite"),
     "no head": (edit(*STAGE, "classification_head_enabled", value=False), "neither"),
     "head a number": (edit(*STAGE, "classification_head_enabled", value=1), "classification_head_enabled is 1"),
     "empty class ids": (edit(*STAGE, "class_normal_ids", value=[-1]), "class_normal_ids is [-1]"),
@@ -177,6 +179,21 @@ def test_segmentation_needs_names():
 def test_broken_json(data):
     with pytest.raises(PackageRefused, match=r"manifest\.json is"):
         manifest.parse_json(data)
+
+
+def test_text_that_is_not_unicode():
+    with pytest.raises(PackageRefused, match="not Unicode"):
+        manifest.parse_json(b'{"model_graph": {}, "runtime_artifact": "\\ud800"}')
+
+
+def test_normal_types_that_do_not_exist():
+    with pytest.raises(PackageRefused, match="seg_normal_ids is .7.; pixel_level_classes.names has 2"):
+        manifest.parse(both(seg_normal_ids=[7]))
+
+
+def test_a_size_that_no_image_can_have():
+    with pytest.raises(PackageRefused, match="1x64; images have 64 to 4096"):
+        manifest.parse(both(image_size=(1, 64)))
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[]", b"1", b'{"name": "an extension"}'])

@@ -117,6 +117,15 @@ def test_a_score_that_is_no_number_is_no_verdict(score):
         judge.judge(picture(64, 64))
 
 
+def test_a_mask_that_is_no_number_is_no_verdict():
+    logits = np.zeros((1, 2, 8, 8))
+    logits[0, 1, 3, 3] = np.nan
+    content = packages.manifest(segmentation=True, pixel_names=("background", "dent"))
+    judge = Pipeline(manifest.parse(content), Echo(logits, [[0.25, 0.75]]))
+    with pytest.raises(InferenceFailed, match="no numbers"):
+        judge.judge(picture(64, 64))
+
+
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [

@@ -116,6 +116,15 @@ class TestWorkerKilled:
             until(lambda: agent.state("board") == "FAILED", "the death is seen")
             assert "SIGSEGV" in agent.describe("board").status_message
 
+    def test_death_of_the_forkserver_is_survived(self, models):
+        with serving(models) as agent:
+            agent.run_model("board")
+            os.kill(agent.forkserver(), signal.SIGKILL)
+            until(lambda: agent.state("board") == "FAILED", "the loss is seen")
+            assert "the process that starts all workers" in agent.describe("board").status_message
+            agent.run_model("board")
+            assert outcome(agent.stub().DetectAnomalies, request("board", 64, 64, PIXELS))[0] == OK
+
     def test_death_while_loading(self, models):
         with serving(models) as agent:
             forkserver = agent.forkserver()

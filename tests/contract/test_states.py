@@ -168,6 +168,13 @@ def test_stop_model_answers_when_everything_is_released(agent):
     assert agent.workers() == []
 
 
+def test_list_models_asks_for_nothing_and_so_refuses_nothing(agent):
+    channel = grpc.insecure_channel(f"unix://{agent.socket}")
+    answer = channel.unary_unary("/AWS.LookoutVision.EdgeAgent/ListModels")(b"\xff\xff", timeout=PLENTY)
+    assert pb2.ListModelsResponse.FromString(answer).models[0].model_component == "board"
+    channel.close()
+
+
 def test_unknown_bytes_are_an_invalid_argument(agent):
     channel = grpc.insecure_channel(f"unix://{agent.socket}")
     call = channel.unary_unary("/AWS.LookoutVision.EdgeAgent/DetectAnomalies")

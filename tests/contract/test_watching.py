@@ -190,6 +190,75 @@ def test_highest_version_of_one_source_wins(models):
         assert agent.describe("board").lookout_vision_model_arn.endswith(":model/board/1")
 
 
+def test_one_package_of_nonsense_costs_nothing_but_itself(models):
+    constant(models / "board", 0.25)
+    with serving(models) as agent:
+        for name, old, new, words in (
+            ("number", '"threshold": 0.5', '"threshold": 1' + "0" * 400, "must be a finite number"),
+            ("text", '"model.onnx"', '"\\ud800"', "not Unicode"),
+            ("deep", '"threshold": 0.5', '"threshold": ' + "[" * 50_000 + "]" * 50_000, "manifest.json is not JSON"),
+        ):
+            content = json.dumps(packages.manifest())
+            assert old in content
+            constant(models / name, 0.25)
+            (models / name / "manifest.json").write_text(content.replace(old, new))
+            until(lambda: listed(agent).get(name) == "FAILED", "it is listed with the reason")
+            assert words in agent.describe(name).status_message
+        assert listed(agent)["board"] == "STOPPED"
+        constant(models / "later", 0.25)
+        until(lambda: listed(agent).get("later") == "STOPPED", "the watch goes on")
+
+
+def test_a_folder_that_cannot_be_looked_at_for_a_while_costs_no_model(models):
+    """Here: no file can be opened any more, because idle connections have taken all descriptors."""
+    import socket
+
+    constant(models / "board", 0.25)
+    agent = Agent(models)
+    agent.prefix = ["/bin/sh", "-c", 'ulimit -n 100; exec "$0" "$@"']
+    try:
+        agent.start()
+        agent.run_model("board")
+        idle = []
+        for _ in range(120):
+            idle.append(socket.socket(socket.AF_UNIX))
+            idle[-1].settimeout(5)
+            idle[-1].connect(str(agent.socket))
+        until(lambda: "Too many open files" in agent.log(), "the folder cannot be looked at")
+        until(lambda: agent.state("board") and agent.log().count("DescribeModel") > 300, "many looks have failed")
+        assert agent.state("board") == "RUNNING"
+        for connection in idle:
+            connection.close()
+        until(lambda: score(agent, "board"), "it answers")
+        assert "files are gone" not in agent.log()
+    finally:
+        agent.close()
+
+
+def test_weights_in_a_second_file_are_refused_wherever_that_file_is(models, tmp_path):
+    """A model is the bytes that were checked: no second file is read, from the package or from anywhere else."""
+    import numpy as np
+    import onnx
+    from onnx import external_data_helper
+
+    content = packages.manifest()
+    whole = onnx.load_from_string(packages.constant(scores=[0.25, 0.75]))
+    for tensor in whole.graph.initializer:
+        external_data_helper.set_external_data(tensor, location="w.bin", length=len(tensor.raw_data))
+        tensor.ClearField("raw_data")
+    packages.write(models / "board", content, whole.SerializeToString())
+    (models / "board" / "mochi" / "w.bin").write_bytes(np.zeros(64, np.float32).tobytes())
+    agent = Agent(models)
+    agent.cwd = models / "board" / "mochi"
+    try:
+        agent.start()
+        agent.stub().StartModel(pb2.StartModelRequest(model_component="board"))
+        until(lambda: agent.state("board") == "FAILED", "it is refused")
+        assert "weights in a second file" in agent.describe("board").status_message
+    finally:
+        agent.close()
+
+
 def test_autostart_waits_for_a_package_that_comes_late(models):
     with serving(models, autostart=["board"]) as agent:
         assert "'board' is to be started, but: " in agent.log()
@@ -308,7 +377,7 @@ def test_model_that_is_not_what_the_manifest_says(models):
         "no-mask": "the manifest promises mask logits 1xCxHxW and class scores 1xK",
         "three-channels": "for 2 pixel classes",
         "no-such-class": "class_normal_ids [2]",
-        "other-input": "failed on the image",
+        "other-input": "failed its warm-up: Got invalid dimensions",
         "not-a-number": "no number to compare",
         "not-onnx": "cannot load the model",
         "empty": "cannot load the model",

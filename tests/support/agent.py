@@ -61,6 +61,8 @@ class Agent:
         }
         self.socket = Path(self.settings["socket"].removeprefix("unix://"))
         self.process: subprocess.Popen | None = None
+        self.cwd = Path("/")
+        self.prefix: list[str] = []
         self._channels: list[grpc.Channel] = []
 
     def spawn(self, **env: str) -> "Agent":
@@ -71,11 +73,11 @@ class Agent:
         self.log_path = self.folder / "agent.log"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edge_agent", "serve", "--config", str(config)],
+                [*self.prefix, sys.executable, "-m", "edge_agent", "serve", "--config", str(config)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                cwd="/",
+                cwd=self.cwd,
                 env=environment(**env),
                 **(self.user.popen() if self.user != MYSELF else {}),
             )

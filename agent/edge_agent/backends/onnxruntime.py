@@ -8,6 +8,7 @@ before the import, which is the only moment at which that is possible.
 """
 
 import os
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,9 @@ class OrtSession:
         settings.log_severity_level = ERRORS_ONLY
         # Spinning threads win on an idle machine and lose up to half beside a busy neighbour.
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+        # A model is loaded from the bytes that were checked. What it would load besides, from a file beside it, was not:
+        # in this "folder" there is no file, whatever name the model gives.
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
         try:
             self._session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  (the runtime raises many classes that share no base)
@@ -51,11 +55,12 @@ class OrtSession:
         self._input = inputs[0].name
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Return the model's outputs for one input of 1x3xHxW; raise InferenceFailed with the runtime's reason."""
+        """Return the model's outputs for one input of 1x3xHxW; raise InferenceFailed with the runtime's cause."""
         try:
             return list(self._session.run(None, {self._input: tensor}))
         except Exception as error:  # noqa: BLE001
-            raise InferenceFailed(f"ONNX Runtime failed on the image: {_sentence(error)}") from None
+            text = "The model failed on the image; the agent's log has the cause."
+            raise InferenceFailed(text, cause=_sentence(error)) from None
 
     def close(self) -> None:
         """Release the session."""
@@ -63,6 +68,9 @@ class OrtSession:
 
 
 def _sentence(error: Exception) -> str:
-    """Return the first line of the runtime's message, which may be pages long and name files of its own build."""
+    """Return the first line of the runtime's message, without its code and the names of files of its own build."""
     first = str(error).strip().partition("\n")[0]
+    if "xternal data" in first or "model_path must not be empty" in first:
+        return "it keeps its weights in a second file (external data); export it as one file."
+    first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |\S*onnxruntime_src/\S+ ?", "", first)
     return first if len(first) <= 300 else f"{first[:300]}..."
