@@ -3,23 +3,21 @@
 It needs neither OpenCV nor an inference runtime, and lives beside a program's own generated `edge_agent_pb2`.
 """
 
-import contextlib
-import mmap
 import os
-import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-import posix_ipc
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from edge_agent import address
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
+from edge_agent.segments import SegmentPool
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,7 +30,6 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 POLL = 0.05
-SEGMENT_MODE = 0o660
 
 
 class CallFailed(Exception):
@@ -41,6 +38,62 @@ class CallFailed(Exception):
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
         self.code = code
+
+
+class ImageRejected(CallFailed):
+    """The image, its size or its segment is not what the model takes (INVALID_ARGUMENT); the text says what to do."""
+
+
+class NameRejected(CallFailed):
+    """The name can be no model component's (INVALID_ARGUMENT)."""
+
+
+class ModelNotFound(CallFailed):
+    """No model of that name is deployed (NOT_FOUND)."""
+
+
+class ModelNotRunning(CallFailed):
+    """The model is not RUNNING, which detecting and stopping need (FAILED_PRECONDITION)."""
+
+
+class ModelNotStartable(CallFailed):
+    """The model is neither STOPPED nor FAILED, so it cannot be started (FAILED_PRECONDITION)."""
+
+
+class AgentBusy(CallFailed):
+    """The agent cannot keep up, or has no room for a mask (RESOURCE_EXHAUSTED); send fewer calls at once, or again later."""
+
+
+class NotEnoughMemory(CallFailed):
+    """There is not enough memory to load the model (RESOURCE_EXHAUSTED)."""
+
+
+class ModelFailed(CallFailed):
+    """The model ended FAILED while it was waited for; the text is its `status_message`. The code is UNKNOWN."""
+
+
+class AgentUnavailable(CallFailed):
+    """No agent answers on the socket, or it went away during the call (UNAVAILABLE)."""
+
+
+class AgentError(CallFailed):
+    """The model or the agent failed on the call (INTERNAL)."""
+
+
+class CallTimedOut(CallFailed):
+    """The deadline that the caller gave has passed (DEADLINE_EXCEEDED)."""
+
+
+# What a code means depends on the call.
+ERRORS: dict[grpc.StatusCode, dict[str, type[CallFailed]]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: {"DetectAnomalies": ImageRejected, "": NameRejected},
+    grpc.StatusCode.NOT_FOUND: {"": ModelNotFound},
+    grpc.StatusCode.FAILED_PRECONDITION: {"StartModel": ModelNotStartable, "": ModelNotRunning},
+    grpc.StatusCode.RESOURCE_EXHAUSTED: {"StartModel": NotEnoughMemory, "": AgentBusy},
+    grpc.StatusCode.UNAVAILABLE: {"": AgentUnavailable},
+    grpc.StatusCode.INTERNAL: {"": AgentError},
+    grpc.StatusCode.DEADLINE_EXCEEDED: {"": CallTimedOut},
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +117,10 @@ class AnomalyType:
 
 @dataclass(frozen=True)
 class Detection:
-    """A verdict; `mask` is height x width x 3 (uint8), None when the model makes none."""
+    """A verdict; `mask` is height x width x 3 (uint8), None when the model makes none.
+
+    A mask that came through shared memory is a view of it: keep it as long as you like, and copy it to keep many.
+    """
 
     is_anomalous: bool
     confidence: float
@@ -75,13 +131,24 @@ class Detection:
 
 
 class EdgeAgentClient:
-    """A connection to the agent; usable from several threads, as a context manager or with `close`."""
+    """A connection to the agent, found again by itself when the agent is restarted.
+
+    Usable from several threads, as a context manager or with `close`. Several clients may live in one process. A child
+    process made by `fork` needs a client of its own.
+
+        with EdgeAgentClient() as client:
+            client.start_and_wait("board")
+            print(client.detect("board", "part-1.png").is_anomalous)
+    """
 
     def __init__(self, socket: str = address.DEFAULT) -> None:
         """Connect to the agent at `socket` (`unix:///path`, `unix:path` or a path); raise ValueError for any other."""
         self.socket_path = address.socket_path(socket)
         self._channel = grpc.insecure_channel(address.target(socket), options=OPTIONS)
         self._stub: Any = EdgeAgentStub(self._channel)  # type: ignore[no-untyped-call]
+        self._segments = SegmentPool(self.socket_path)
+        # Models that made no mask when they were given a handle: no room is taken for one again.
+        self._maskless: set[str] = set()
 
     def __enter__(self) -> "Self":
         return self
@@ -90,25 +157,26 @@ class EdgeAgentClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection and remove the shared memory; masks that were returned stay valid."""
         self._channel.close()
+        self._segments.close()
 
     def list_models(self) -> list[ModelInfo]:
         """Return every deployed model; raise CallFailed."""
-        return [_info(one) for one in self._call(self._stub.ListModels, pb2.ListModelsRequest()).models]
+        return [_info(one) for one in self._call("ListModels", pb2.ListModelsRequest()).models]
 
     def describe_model(self, name: str) -> ModelInfo:
         """Return one deployed model; raise CallFailed."""
-        response = self._call(self._stub.DescribeModel, pb2.DescribeModelRequest(model_component=name))
+        response = self._call("DescribeModel", pb2.DescribeModelRequest(model_component=name))
         return _info(response.model_description)
 
     def start_model(self, name: str) -> None:
         """Begin to load a model; raise CallFailed."""
-        self._call(self._stub.StartModel, pb2.StartModelRequest(model_component=name))
+        self._call("StartModel", pb2.StartModelRequest(model_component=name))
 
     def stop_model(self, name: str) -> None:
         """Unload a model; raise CallFailed."""
-        self._call(self._stub.StopModel, pb2.StopModelRequest(model_component=name))
+        self._call("StopModel", pb2.StopModelRequest(model_component=name))
 
     def start_and_wait(
         self, name: str, timeout: float | None = None, progress: Callable[[ModelInfo], None] = lambda _: None
@@ -140,69 +208,88 @@ class EdgeAgentClient:
             if info.status == "RUNNING":
                 return info
             if info.status != "STARTING":
-                raise CallFailed(grpc.StatusCode.UNKNOWN, f"The model is {info.status}: {info.status_message}")
+                raise ModelFailed(grpc.StatusCode.UNKNOWN, f"The model is {info.status}: {info.status_message}")
             if give_up is not None and time.monotonic() >= give_up:
                 raise TimeoutError(f"The model was not RUNNING within {timeout:g} s: {info.status_message}")
             time.sleep(POLL)
 
     def detect(
-        self, name: str, image: NDArray[np.uint8], *, shm: bool = False, timeout: float | None = None
+        self,
+        name: str,
+        image: "NDArray[np.uint8] | str | os.PathLike[str]",
+        *,
+        shm: bool = True,
+        timeout: float | None = None,
     ) -> Detection:
         """Judge one image.
 
         Args:
             name: the model component, RUNNING.
-            image: height x width x 3, uint8, RGB.
-            shm: send image and mask through shared memory instead of inline.
+            image: height x width x 3, uint8, RGB; or the path of an image file.
+            shm: send image and mask through shared memory, else inline. Inline works also where client and agent share
+                no /dev/shm.
             timeout: the call's deadline in seconds, or None.
 
         Raises:
-            CallFailed: the agent refused the image or could not answer.
-            ValueError: the image is not height x width x 3 of uint8.
+            CallFailed: the agent refused the image or could not answer; a subclass says how.
+            ValueError: the image is not height x width x 3 of uint8, or the file is none.
+            SharedMemoryFull: there is no room for the image in /dev/shm.
 
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"image is {image.dtype} {'x'.join(map(str, image.shape))}; it must be uint8 height x width x 3."
-            )
-        height, width = image.shape[:2]
+        pixels = read_image(image) if isinstance(image, str | os.PathLike) else image
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            shape = "x".join(map(str, pixels.shape))
+            raise ValueError(f"image is {pixels.dtype} {shape}; it must be uint8, height x width x 3.")
+        height, width = pixels.shape[:2]
         request = pb2.DetectAnomaliesRequest(model_component=name, bitmap=pb2.Bitmap(width=width, height=height))
         if not shm:
-            request.bitmap.byte_data = image.tobytes()
-            return _detection(self._call(self._stub.DetectAnomalies, request, timeout), None)
-        # The frame and, behind it, room for the mask.
-        with self._segment(2 * image.nbytes) as (segment, memory):
-            memory[: image.nbytes] = np.ascontiguousarray(image).reshape(-1)
-            request.bitmap.shared_memory_handle.name = segment
-            request.bitmap.shared_memory_handle.size = image.nbytes
-            mask = request.anomaly_mask_params.shared_memory_handle
-            mask.name, mask.size, mask.offset = segment, image.nbytes, image.nbytes
-            response = self._call(self._stub.DetectAnomalies, request, timeout)
-            return _detection(response, memory[image.nbytes :].reshape(image.shape).copy())
-
-    @contextlib.contextmanager
-    def _segment(self, size: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Yield the name and the bytes of a new segment that the agent's group may use; unlink it afterwards."""
-        name = f"/edge-agent-{os.getpid()}-{secrets.token_hex(4)}"
-        segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=SEGMENT_MODE, size=size)
+            request.bitmap.byte_data = pixels.tobytes()
+            return _detection(self._call("DetectAnomalies", request, timeout), None)
+        frame = self._segments.lend(pixels.nbytes)
         try:
-            os.fchmod(segment.fd, SEGMENT_MODE)  # whatever the umask took away
-            with contextlib.suppress(OSError):  # not a member: then the agent must be of the same user
-                os.fchown(segment.fd, -1, self.socket_path.stat().st_gid)
-            # np.frombuffer keeps the mapping alive; it goes with the last array.
-            yield name, np.frombuffer(mmap.mmap(segment.fd, size), np.uint8)
+            frame.array()[: pixels.nbytes].reshape(pixels.shape)[...] = pixels
+            request.bitmap.shared_memory_handle.name = frame.name
+            request.bitmap.shared_memory_handle.size = pixels.nbytes
+            mask = None if name in self._maskless else self._add_mask(request, pixels.nbytes)
+            response = self._call("DetectAnomalies", request, timeout)
         finally:
-            segment.close_fd()
-            segment.unlink()
+            self._segments.give_back(frame)
+        if not response.detect_anomaly_result.HasField("anomaly_mask"):
+            self._maskless.add(name)
+        return _detection(response, mask)
 
-    def _call(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
+    def _add_mask(self, request: Any, size: int) -> NDArray[np.uint8]:
+        """Ask for the mask in a segment; return the bytes where it will be."""
+        segment = self._segments.lend(size)
+        memory = segment.array()
+        # The segment is lent again when the last view of its bytes is gone, be it the caller's.
+        self._segments.give_back_with(memory, segment)
+        handle = request.anomaly_mask_params.shared_memory_handle
+        handle.name, handle.size = segment.name, size
+        return memory[:size]
+
+    def _call(self, rpc: str, request: Any, timeout: float | None = None) -> Any:
         try:
-            return method(request, timeout=timeout)
+            return getattr(self._stub, rpc)(request, timeout=timeout)
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
-            if code is grpc.StatusCode.UNAVAILABLE:
-                details = f"No agent answers on unix://{self.socket_path}. Is it running, and may this user call it?"
-            raise CallFailed(code, details) from None
+        if code is grpc.StatusCode.UNAVAILABLE:
+            details = f"No agent answers on unix://{self.socket_path}. Is it running, and may this user call it?"
+        kinds = ERRORS.get(code, {"": CallFailed})
+        raise kinds.get(rpc, kinds[""])(code, details)
+
+
+def read_image(path: "str | os.PathLike[str]") -> NDArray[np.uint8]:
+    """Return a file's pixels, height x width x 3 (uint8), RGB, as the clients of the field read them; raise ValueError."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError("is not an image that Pillow can read") from None
+    except FileNotFoundError:
+        raise ValueError("does not exist") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
 
 
 def _info(message: Any) -> ModelInfo:
@@ -214,14 +301,15 @@ def _info(message: Any) -> ModelInfo:
     )
 
 
-def _detection(response: Any, shared_mask: NDArray[np.uint8] | None) -> Detection:
+def _detection(response: Any, shared: NDArray[np.uint8] | None) -> Detection:
+    """Return the typed result; `shared` is where a mask that was asked for by handle has been written."""
     result = response.detect_anomaly_result
     mask = None
     if result.HasField("anomaly_mask"):
         bitmap = result.anomaly_mask
-        mask = shared_mask
-        if bitmap.WhichOneof("data") == "byte_data":
-            mask = np.frombuffer(bitmap.byte_data, np.uint8).reshape(bitmap.height, bitmap.width, 3)
+        inline = bitmap.WhichOneof("data") == "byte_data"
+        pixels = np.frombuffer(bitmap.byte_data, np.uint8) if inline else shared
+        mask = None if pixels is None else pixels.reshape(bitmap.height, bitmap.width, 3)
     return Detection(
         is_anomalous=result.is_anomalous,
         confidence=result.confidence,

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
 from support.agent import environment, serving
-from support.calls import picture
+from support.calls import expected_mask, picture
 from support.waiting import until
 
 
@@ -63,6 +64,7 @@ def test_models_over_every_form_of_the_address(agent, form, by):
     )
     assert done.returncode == 0, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["MODEL", "STATUS"],
         ["board", "RUNNING"],
         ["broken", "STOPPED"],
         ["part", "RUNNING"],
@@ -174,8 +176,85 @@ def test_bad_address(agent):
 
 
 def test_no_segment_is_left_behind(agent, images):
-    from pathlib import Path
-
     before = {path.name for path in Path("/dev/shm").iterdir()}
     run(agent, "detect", str(images), "--model", "board", "--shm")
     assert {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("edge-agent")} <= before
+
+
+def test_describe(agent):
+    done = run(agent, "describe", "board")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[:3] == [
+        "model    board",
+        "arn      arn:aws:lookoutvision:local:000000000000:model/board/0",
+        "status   RUNNING",
+    ]
+    assert run(agent, "describe", "nobody").returncode == 1
+
+
+def test_overlay_and_mask_of_one_image(agent, images, tmp_path):
+    mask, overlay = tmp_path / "mask.png", tmp_path / "overlay.png"
+    noise = str(images / "noise.png")
+    done = run(agent, "detect", noise, "--model", "board", "--mask", str(mask), "--overlay", str(overlay))
+    assert done.returncode == 0, done.stderr
+    pixels = np.asarray(Image.open(noise))
+    assert (np.asarray(Image.open(mask)) == expected_mask(pixels)).all()
+    drawn = np.asarray(Image.open(overlay))
+    assert drawn.shape[0] > 64, "the legend is below the image"
+    marked = (expected_mask(pixels) != 255).any(axis=2)
+    assert (drawn[:64][~marked] == pixels[~marked]).all(), "what is no anomaly is left as it is"
+    assert (drawn[:64][marked] != pixels[marked]).any(axis=1).mean() > 0.9
+
+
+def test_overlays_of_several_images_go_into_a_folder(agent, images, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    done = run(
+        agent,
+        "detect",
+        str(images / "dark.png"),
+        str(images / "bright.png"),
+        "--overlay",
+        str(folder),
+        "--model",
+        "board",
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["bright.png", "dark.png"]
+    assert done.stdout.splitlines()[-1].startswith("2 images: 1 anomalous, 1 normal; ")
+    one_file = run(agent, "detect", str(images), "--overlay", str(tmp_path / "one.png"), "--model", "board")
+    assert (one_file.returncode, "need a folder" in one_file.stderr) == (2, True)
+    masks = run(agent, "detect", str(images), "--mask", str(tmp_path / "one.png"), "--model", "board")
+    assert (masks.returncode, "is for one image" in masks.stderr) == (2, True)
+
+
+def test_a_mask_of_a_model_without_one(agent, images, tmp_path):
+    done = run(agent, "detect", str(images / "dark.png"), "--model", "part", "--mask", str(tmp_path / "m.png"))
+    assert done.returncode == 1
+    assert "no segmentation head" in done.stderr
+
+
+def test_model_must_be_named_when_several_run(agent, images):
+    done = run(agent, "detect", str(images / "dark.png"))
+    assert done.returncode == 2
+    assert "RUNNING are: board, part" in done.stderr
+
+
+def test_the_only_running_model_judges(agent, images):
+    agent.stub().StopModel(pb2.StopModelRequest(model_component="part"))
+    done = run(agent, "detect", str(images / "dark.png"), "--json")
+    agent.run_model("part")
+    assert (done.returncode, json.loads(done.stdout)[0]["is_anomalous"]) == (0, False)
+
+
+def test_json_is_alone_on_stdout_with_everything_else_asked_for(agent, images, tmp_path):
+    done = run(agent, "detect", str(images), "--json", "--overlay", str(tmp_path), "--model", "board", "--shm")
+    assert len(json.loads(done.stdout)) == 5
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell):
+    env = environment(_EDGE_AGENT_COMPLETE=f"{shell}_source")
+    command = Path(sys.executable).with_name("edge-agent")
+    done = subprocess.run([command], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, "edge-agent" in done.stdout) == (0, True), done.stderr

@@ -11,9 +11,10 @@ COMMANDS = {
     "serve": "agent",
     "config": "agent",
     "models": "models",
+    "describe": "models",
     "start": "models",
     "stop": "models",
-    "detect": "models",
+    "detect": "detect",
 }
 
 

@@ -1,0 +1,333 @@
+"""The client library: results, errors, and segments that are reused, grown and never left behind."""
+
+import gc
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import numpy as np
+import posix_ipc
+import pytest
+from PIL import Image
+
+from edge_agent import client as library
+from edge_agent import segments
+from edge_agent.client import EdgeAgentClient
+from support import packages
+from support.agent import Agent, environment, serving
+from support.calls import expected_mask, picture
+from support.waiting import until
+
+
+@pytest.fixture(scope="module")
+def agent(module_folder):
+    packages.segmenter(module_folder / "models" / "board")
+    packages.classifier(module_folder / "models" / "part")
+    packages.classifier(module_folder / "models" / "stopped")
+    packages.write(module_folder / "models" / "broken", packages.manifest(), b"not ONNX")
+    with serving(module_folder / "models") as running:
+        running.run_model("board")
+        running.run_model("part")
+        yield running
+
+
+@pytest.fixture
+def client(agent):
+    with EdgeAgentClient(str(agent.socket)) as made:
+        yield made
+
+
+def ours() -> set[str]:
+    """The segments of the client library that exist now."""
+    return {path.name for path in Path("/dev/shm").glob(f"{segments.PREFIX}*")}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind():
+    before = ours()
+    yield
+    gc.collect()
+    assert ours() <= before
+
+
+@pytest.mark.parametrize("shm", [True, False])
+def test_detect_from_an_array(client, shm):
+    pixels = picture(64, 64)
+    result = client.detect("board", pixels, shm=shm)
+    assert result.anomaly_score == pytest.approx((pixels / 255).mean(), abs=1e-4)
+    assert (result.mask == expected_mask(pixels)).all()
+    assert [one.name for one in result.anomalies] == ["background", "bright"]
+    assert client.detect("part", pixels, shm=shm).mask is None
+
+
+def test_detect_from_a_file(client, tmp_path):
+    pixels = picture(64, 64, 5)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert (client.detect("board", path).mask == expected_mask(pixels)).all()
+
+
+def test_arrays_that_are_not_contiguous(client):
+    wide = picture(128, 128)
+    for view in (wide[::2, ::2], wide[:64, 64:][::-1], wide[:64, :64, ::-1]):
+        assert (client.detect("board", view).mask == expected_mask(view)).all()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64, 3), np.float32)]
+)
+def test_arrays_that_are_no_image(client, image):
+    with pytest.raises(ValueError, match="it must be uint8, height x width x 3"):
+        client.detect("board", image)
+
+
+def test_segments_are_reused(client):
+    for seed in range(20):
+        client.detect("board", picture(64, 64, seed))
+        client.detect("part", picture(64, 64, seed))
+    assert len(ours()) == 2
+
+
+def test_a_mask_stays_as_it_is_while_it_is_held(client):
+    pictures = [picture(64, 64, seed) for seed in range(5)]
+    masks = [client.detect("board", pixels).mask for pixels in pictures]
+    corner = client.detect("board", pictures[0]).mask[:8, :8]
+    for pixels, mask in zip(pictures, masks, strict=True):
+        assert (mask == expected_mask(pixels)).all()
+    assert len(ours()) == 1 + 5 + 1
+    del masks, mask
+    gc.collect()
+    for seed in range(10):
+        client.detect("board", picture(64, 64, 100 + seed))
+    assert (corner == expected_mask(pictures[0])[:8, :8]).all()
+    assert len(ours()) == 7, "the released ones served again"
+
+
+def test_segments_grow(folder):
+    packages.classifier(folder / "models" / "part")
+    with serving(folder / "models", any_image_size=True) as agent, EdgeAgentClient(str(agent.socket)) as client:
+        agent.run_model("part")
+        for side in (64, 640, 65, 2048, 64):
+            image = np.full((side, side, 3), 51, np.uint8)
+            assert client.detect("part", image).anomaly_score == pytest.approx(0.2, abs=1e-3)
+        assert len(ours()) <= 2
+
+
+def test_mode_and_group_are_the_agents(client, agent):
+    before = os.umask(0o077)
+    try:
+        client.detect("part", picture(64, 64))
+    finally:
+        os.umask(before)
+    for name in ours():
+        info = Path("/dev/shm", name).stat()
+        assert stat.S_IMODE(info.st_mode) == 0o660
+        assert info.st_gid == agent.socket.stat().st_gid
+
+
+def test_two_clients_and_many_threads_in_one_process(agent):
+    with EdgeAgentClient(str(agent.socket)) as first, EdgeAgentClient(str(agent.socket)) as second:
+        wrong = []
+
+        def judge(seed: int) -> None:
+            mine = first if seed % 2 else second
+            for index in range(25):
+                pixels = picture(64, 64, 1000 * seed + index)
+                if not (mine.detect("board", pixels).mask == expected_mask(pixels)).all():
+                    wrong.append(seed)
+
+        threads = [threading.Thread(target=judge, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert wrong == []
+        assert len(ours()) <= 2 * 8
+
+
+ERRORS = [
+    ("board", (65, 64), library.ImageRejected, grpc.StatusCode.INVALID_ARGUMENT),
+    ("nobody", (64, 64), library.ModelNotFound, grpc.StatusCode.NOT_FOUND),
+    ("stopped", (64, 64), library.ModelNotRunning, grpc.StatusCode.FAILED_PRECONDITION),
+]
+
+
+@pytest.mark.parametrize(("model", "size", "error", "code"), ERRORS)
+def test_errors_of_detect(client, model, size, error, code):
+    with pytest.raises(error) as caught:
+        client.detect(model, picture(*size))
+    assert caught.value.code is code
+    assert str(caught.value)
+
+
+def test_errors_of_the_other_calls(client):
+    for call, name, error in (
+        (client.describe_model, "a b", library.NameRejected),
+        (client.describe_model, "nobody", library.ModelNotFound),
+        (client.start_model, "board", library.ModelNotStartable),
+        (client.stop_model, "stopped", library.ModelNotRunning),
+        (client.start_and_wait, "broken", library.ModelFailed),
+    ):
+        with pytest.raises(error):
+            call(name)
+
+
+def test_start_and_wait_tells_progress(client):
+    client.stop_model("part")
+    told = []
+    info = client.start_and_wait("part", progress=told.append)
+    assert info.status == told[-1].status == "RUNNING"
+    assert client.start_and_wait("part").status == "RUNNING", "it ran already"
+
+
+def test_timeouts(folder):
+    packages.write(folder / "models" / "slow", packages.manifest(), packages.slow(10**7))
+    with (
+        serving(folder / "models", call_timeout=600) as agent,
+        EdgeAgentClient(str(agent.socket)) as client,
+        pytest.raises(TimeoutError, match="not RUNNING within 0.1 s"),
+    ):
+        client.start_and_wait("slow", timeout=0.1)
+
+
+def test_no_agent(tmp_path):
+    with (
+        EdgeAgentClient(str(tmp_path / "nowhere")) as client,
+        pytest.raises(library.AgentUnavailable, match="No agent answers"),
+    ):
+        client.list_models()
+
+
+def test_the_agent_is_found_again_after_a_restart(folder):
+    packages.segmenter(folder / "models" / "board")
+    agent = Agent(folder / "models")
+    try:
+        agent.start()
+        with EdgeAgentClient(str(agent.socket)) as client:
+            client.start_and_wait("board")
+            agent.stop(signal.SIGKILL)
+            with pytest.raises(library.AgentUnavailable):
+                client.detect("board", picture(64, 64))
+            agent.start()
+
+            def answers() -> bool:
+                try:
+                    return client.describe_model("board").status == "RUNNING"
+                except library.AgentUnavailable:
+                    return False
+
+            until(answers, "the same client works again")
+            assert client.detect("board", picture(64, 64)).mask is not None
+    finally:
+        agent.close()
+
+
+def test_full_shared_memory_is_an_error_and_no_crash(client, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(segments.SharedMemoryFull, match="no room for a frame of 12288 bytes"):
+        client.detect("part", picture(64, 64))
+    monkeypatch.undo()
+    client.detect("part", picture(64, 64))
+
+
+PROGRAM = """
+import sys
+import numpy as np
+from edge_agent.client import EdgeAgentClient
+client = EdgeAgentClient(sys.argv[1])
+held = client.detect("board", np.zeros((64, 64, 3), np.uint8)).mask
+{end}
+"""
+
+
+def run(agent, end: str) -> subprocess.Popen:
+    script = PROGRAM.format(end=end)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(agent.socket)], env=environment(), stdout=subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize("end", ["", "client.close()", "raise SystemExit(3)", "raise ValueError", "del client"])
+def test_a_client_that_ends_leaves_nothing(agent, end):
+    process = run(agent, end)
+    process.communicate(timeout=60)
+    assert ours() == set()
+
+
+def test_a_client_that_was_killed_in_a_call_is_cleaned_up_by_the_next(folder, agent):
+    packages.write(folder / "models" / "slow", packages.manifest(), packages.slow(10**6))
+    with serving(folder / "models", call_timeout=600) as slow:
+        slow.run_model("slow")
+        script = PROGRAM.replace('"board"', '"slow"').format(end="")
+        process = subprocess.Popen([sys.executable, "-c", script, str(slow.socket)], env=environment())
+        until(lambda: len(ours()) == 2, "it has its segments, and is in the call")
+        assert segments.sweep() == 0, "a living client's segments are not swept"
+        process.kill()
+        process.wait()
+        left = ours()
+        assert len(left) == 2
+    with EdgeAgentClient(str(agent.socket)) as client:
+        client.detect("part", picture(64, 64))
+        assert not ours() & left, "swept by the next client"
+
+
+def test_other_peoples_segments_are_left_alone(segment):
+    name = segment(100)
+    link = Path("/dev/shm", f"{segments.PREFIX}link")
+    link.symlink_to(f"/dev/shm{name}")
+    try:
+        segments.sweep()
+        assert link.is_symlink()
+        assert Path(f"/dev/shm{name}").exists()
+    finally:
+        link.unlink()
+
+
+def test_a_forked_child_does_not_remove_its_parents_segments(agent):
+    end = """
+import os
+child = os.fork()
+if child == 0:
+    raise SystemExit(0)
+os.waitpid(child, 0)
+from pathlib import Path
+print(len(list(Path("/dev/shm").glob("edge-agent-client-*"))))
+"""
+    process = run(agent, end)
+    out, _ = process.communicate(timeout=60)
+    assert out.split() == [b"2"]
+
+
+def test_a_thousand_clients_one_after_the_other(agent):
+    before = len(os.listdir("/proc/self/fd"))
+    for seed in range(1000):
+        with EdgeAgentClient(str(agent.socket)) as client:
+            client.detect("part", picture(64, 64, seed))
+    assert ours() == set()
+    until(lambda: len(os.listdir("/proc/self/fd")) <= before + 5, "the descriptors are given back")
+
+
+def test_swept_in_the_instant_of_creation(monkeypatch):
+    """A sweeper that comes between a segment's creation and its lock: another segment is made."""
+    real = posix_ipc.SharedMemory
+    names = []
+
+    def create(name, *args, **kwargs):
+        made = real(name, *args, **kwargs)
+        names.append(name)
+        if len(names) == 1:
+            assert segments.sweep() == 1
+        return made
+
+    monkeypatch.setattr(posix_ipc, "SharedMemory", create)
+    segment = segments.Segment(100, None)
+    assert (len(names), segment.name) == (2, names[1])
+    segment.unlink()
