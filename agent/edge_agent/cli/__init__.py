@@ -15,6 +15,8 @@ COMMANDS = {
     "start": "models",
     "stop": "models",
     "detect": "detect",
+    "fit": "fit",
+    "demo": "demo",
 }
 
 

@@ -1,0 +1,32 @@
+"""`edge-agent demo`: the whole product in half a minute, on parts that never existed."""
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--seed", default=0, show_default=True, help="Which board is made, and which defects it gets.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep photographs, package and overlays in this folder.",
+)
+def demo(seed: int, keep: Path | None) -> None:
+    """Render circuit boards, fit a model to the good ones, serve it, and judge good and bad ones with it.
+
+    Exits with 1 when a verdict is wrong.
+    """
+    try:
+        from edge_agent.demo import run
+    except ImportError as error:
+        raise click.ClickException(
+            f"The demo needs {error.name}; install it with: pip install 'vision-edge-agent[cpu,demo]'"
+        ) from None
+    try:
+        right = run.demo(seed, keep)
+    except run.DemoFailed as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(0 if right else 1)

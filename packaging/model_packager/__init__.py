@@ -1,0 +1,1 @@
+"""From images and models to model packages that the agent serves."""
