@@ -15,7 +15,6 @@ else
 endif
 
 BIN := $(VENV)/bin
-SHARED := $(if $(EDGE_AGENT_SHARED),$(EDGE_AGENT_SHARED),../shared)
 
 .PHONY: test lint demo proto lock clean
 
@@ -27,9 +26,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Serves the shared cookies package and detects on four of its photographs.
+# Renders circuit boards, fits a model to the good ones, serves it and judges good and bad ones with it.
 demo: $(VENV)/.installed
-	@BIN="$(abspath $(BIN))" SHARED="$(SHARED)" sh tests/demo.sh
+	@$(BIN)/edge-agent demo
 
 # Regenerates agent/edge_agent/_proto from proto/edge-agent.proto.
 proto: $(VENV)/.installed

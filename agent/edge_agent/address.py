@@ -19,6 +19,8 @@ def socket_path(address: str) -> Path:
     if not text or text.endswith("/"):
         raise ValueError("the path of the socket is missing, as in unix:///tmp/agent.sock")
     path = Path(text).absolute()
+    if any(one in str(path) for one in "%#?"):
+        raise ValueError("a socket path may not have %, # or ? in it, which gRPC reads as parts of an address")
     if len(bytes(path)) > LONGEST:
         raise ValueError(f"a socket path may have {LONGEST} bytes at most; this one has {len(bytes(path))}")
     return path

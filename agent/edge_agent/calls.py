@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from edge_agent.errors import CannotKeepUp, EdgeAgentError
 
@@ -12,13 +13,17 @@ logger = logging.getLogger(__name__)
 EXPIRED = "The call's deadline passed, or its caller went away, while it waited; send fewer calls at once."
 
 
+# Makes an error for one caller: an exception that several threads raise keeps all their frames alive, images included.
+MakeError = Callable[[], EdgeAgentError]
+
+
 class Turn:
     """One call's place in the queue."""
 
     def __init__(self) -> None:
         self.granted = False
         self.given_up = False
-        self.error: EdgeAgentError | None = None
+        self.error: MakeError | None = None
         self._woken = threading.Event()
 
     def wake(self) -> None:
@@ -48,7 +53,7 @@ class CallQueue:
         self._idle = threading.Condition(self._lock)
         self._busy = False
         self._waiting: deque[Turn] = deque()
-        self._closed: EdgeAgentError | None = None
+        self._closed: MakeError | None = None
 
     def enter(self, deadline: float | None, turn: Turn) -> None:
         """Return when it is the caller's turn; `leave` must follow.
@@ -64,7 +69,7 @@ class CallQueue:
         """
         with self._lock:
             if self._closed:
-                raise self._closed
+                raise self._closed()
             if not self._busy:
                 self._busy = turn.granted = True
                 return
@@ -79,7 +84,7 @@ class CallQueue:
             if not turn.granted:
                 if turn in self._waiting:
                     self._waiting.remove(turn)
-                raise turn.error or CannotKeepUp(EXPIRED)
+                raise turn.error() if turn.error else CannotKeepUp(EXPIRED)
         if turn.given_up or (deadline is not None and time.monotonic() >= deadline):
             self.leave()
             raise CannotKeepUp(EXPIRED)
@@ -95,12 +100,12 @@ class CallQueue:
                 self._busy = False
                 self._idle.notify_all()
 
-    def seal(self, error: EdgeAgentError) -> None:
+    def seal(self, error: MakeError) -> None:
         """Send everybody away who comes from now on, with `error`; those who wait keep their turn."""
         with self._lock:
             self._closed = error
 
-    def close(self, error: EdgeAgentError) -> None:
+    def close(self, error: MakeError) -> None:
         """Send everybody away who waits, and everybody who comes, with `error`."""
         with self._lock:
             self._closed = error

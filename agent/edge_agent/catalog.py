@@ -7,6 +7,7 @@ for each package.
 import errno
 import logging
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from edge_agent import manifest, packages
@@ -14,6 +15,8 @@ from edge_agent.errors import shown
 from edge_agent.packages import Found, Signature
 
 logger = logging.getLogger(__name__)
+
+GONE = {errno.ENOENT, errno.ENOTDIR}
 
 
 class Catalog:
@@ -25,6 +28,7 @@ class Catalog:
         self._settled: dict[Path, Found] = {}
         self._seen: dict[Path, Signature] | None = None
         self._unseen: set[Path] = set()
+        self._names: dict[Path, tuple[str, str]] = {}
         self._told: set[str] = set()
 
     def look(self) -> dict[str, list[Found]]:
@@ -54,7 +58,15 @@ class Catalog:
                 one = packages.look(folder, root, self._trusted_uids)
             except OSError as error:
                 self._cannot_look(error, folder)
-                continue
+                if folder in self._settled or error.errno in GONE:
+                    continue
+                one = _unreadable(folder, root, error)
+            if one.package:
+                self._names[folder] = one.name, one.version
+            elif folder in self._names:
+                # Its own block named it, which cannot be read any more: it keeps its name while it is refused.
+                name, version = self._names[folder]
+                one = replace(one, name=name, version=version)
             if manifest.NAME.fullmatch(one.name):
                 found.append(one)
             else:
@@ -83,7 +95,7 @@ class Catalog:
     def _cannot_look(self, error: OSError, folder: Path | None = None) -> None:
         """Tell of a folder that could not be looked at; unless it is gone, what was in it still counts as there."""
         folder = folder or Path(error.filename)
-        if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+        if error.errno not in GONE:
             self._unseen.add(folder)
         elif folder not in self._roots:
             return  # gone between two system calls: the next look will not find it
@@ -94,6 +106,12 @@ class Catalog:
         if sentence not in self._told:
             self._told.add(sentence)
             logger.warning("%s", sentence)
+
+
+def _unreadable(folder: Path, root: Path, error: OSError) -> Found:
+    name, version = packages.name_and_version(folder)
+    signature = ((str(folder), error.errno or 0, 0, 0, 0, 0, 0),)
+    return Found(name, version, folder, root, signature, None, f"The package cannot be read: {error.strerror}.")
 
 
 def _version(found: Found) -> tuple[int, ...]:

@@ -288,8 +288,8 @@ def read_image(path: "str | os.PathLike[str]") -> NDArray[np.uint8]:
         raise ValueError("is not an image that Pillow can read") from None
     except FileNotFoundError:
         raise ValueError("does not exist") from None
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # noqa: BLE001  (Pillow's decoders raise whatever a damaged file makes them stumble over)
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _info(message: Any) -> ModelInfo:

@@ -157,6 +157,13 @@ class Settings(BaseSettings):
             raise ValueError(f"a group's number is at most {LARGEST_ID}")
         return value
 
+    @field_validator("models", "state_dir", mode="before")
+    @classmethod
+    def _folders_have_names(cls, value: object) -> object:
+        if value == "" or (isinstance(value, list | tuple) and "" in value):
+            raise ValueError("an empty path is no folder; leave it out instead")
+        return value
+
     @field_validator("*", mode="before")
     @classmethod
     def _texts_can_be_names(cls, value: object) -> object:

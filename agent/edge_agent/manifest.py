@@ -215,7 +215,7 @@ def _input_size(keys: "_Keys") -> tuple[int, int]:
 
 
 def _interpolation(keys: "_Keys") -> int | str:
-    value = keys.values.get("interpolation", "area")
+    value = keys.values["interpolation"] if keys.has("interpolation") else "area"
     for name, code in INTERPOLATIONS.items():
         if value == name or (value == code and type(value) is int):
             return code
@@ -231,9 +231,10 @@ def _normal_ids(keys: "_Keys", key: str, graph_level: "_Keys", notes: list[str],
         raise PackageRefused(
             f"The stage has no {key}, and {graph_level.place} no normal_ids; which class is normal is never guessed."
         )
-    if own and shared and set(own) != set(shared):
+    if own is not None and shared and set(own) != set(shared):
         notes.append(f"The stage's {key} {list(own)} are used, although {graph_level.place} says {list(shared)}.")
-    ids = own or shared or ()
+    # An empty list of the stage means "none" for the mask's types; for the image's classes there must be one.
+    ids = (own or shared or ()) if required else (shared if own is None else own) or ()
     if required and not ids:
         raise PackageRefused(f"{key} is empty; which class is normal is never guessed.")
     return ids

@@ -1,6 +1,10 @@
 """How much memory is there for another model: the machine's and, in a container, the control group's."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
+
+from edge_agent.errors import NotEnoughMemory
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -10,6 +14,32 @@ def available(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Return the bytes that can be taken without swapping: MemAvailable (proc(5)), or less where a cgroup v2 limits us."""
     machine = _field(proc / "meminfo", "MemAvailable:") * 1024
     return min([machine, *_headrooms(proc, cgroups)])
+
+
+class MemoryLedger:
+    """What models that are being loaded will take, so that two started at once do not both count on the same memory."""
+
+    def __init__(self, reserve: int, free: Callable[[], int] = available) -> None:
+        self._reserve = reserve
+        self._free = free
+        self._lock = threading.Lock()
+        self._promised: dict[str, int] = {}
+
+    def admit(self, name: str, needed: int) -> None:
+        """Set memory aside for a model; raise NotEnoughMemory when it is not there."""
+        with self._lock:
+            free = self._free() - sum(self._promised.values()) - self._reserve
+            if needed > free:
+                raise NotEnoughMemory(
+                    f"Loading the model needs about {_mib(needed)} MiB of memory; {_mib(max(free, 0))} MiB are free above "
+                    "the reserve. Stop another model, or lower memory_reserve."
+                )
+            self._promised[name] = needed
+
+    def settle(self, name: str) -> None:
+        """Forget what was set aside: the model has taken it by now, or never will."""
+        with self._lock:
+            self._promised.pop(name, None)
 
 
 def _headrooms(proc: Path, cgroups: Path) -> list[int]:
@@ -35,3 +65,7 @@ def _headrooms(proc: Path, cgroups: Path) -> list[int]:
 
 def _field(file: Path, name: str) -> int:
     return next((int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name), 0)
+
+
+def _mib(size: int) -> int:
+    return -(-size >> 20)

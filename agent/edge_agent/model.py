@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from edge_agent import lifecycle, memory, packages
+from edge_agent import lifecycle, packages
 from edge_agent.calls import CallQueue, Turn
 from edge_agent.config import Settings
-from edge_agent.errors import InferenceFailed, NotEnoughMemory, PackageRefused, WrongState
+from edge_agent.errors import InferenceFailed, PackageRefused, WrongState
 from edge_agent.jobs import Answer, Job, SessionOptions
 from edge_agent.lifecycle import State
 from edge_agent.manifest import Manifest, default_arn
+from edge_agent.memory import MemoryLedger
 from edge_agent.packages import Found
 from edge_agent.supervisor import DEATH_PATIENCE, Spawner, Worker, WorkerDied
 
@@ -19,32 +20,7 @@ logger = logging.getLogger(__name__)
 
 # What a process needs before the model: interpreter, NumPy, the runtime and its first buffers.
 WORKER_BASE = 96 << 20
-
-
-class MemoryLedger:
-    """What models that are being loaded will take, so that two started at once do not both count on the same memory."""
-
-    def __init__(self, reserve: int, available: Callable[[], int] = memory.available) -> None:
-        self._reserve = reserve
-        self._available = available
-        self._lock = threading.Lock()
-        self._promised: dict[str, int] = {}
-
-    def admit(self, name: str, needed: int) -> None:
-        """Set memory aside for a model; raise NotEnoughMemory when it is not there."""
-        with self._lock:
-            free = self._available() - sum(self._promised.values()) - self._reserve
-            if needed > free:
-                raise NotEnoughMemory(
-                    f"Loading the model needs about {_mib(needed)} MiB of memory; {_mib(max(free, 0))} MiB are free above "
-                    "the reserve. Stop another model, or lower memory_reserve."
-                )
-            self._promised[name] = needed
-
-    def settle(self, name: str) -> None:
-        """Forget what was set aside: the model has taken it by now, or never will."""
-        with self._lock:
-            self._promised.pop(name, None)
+LONGEST_SETTLING_PAUSE = 1.0
 
 
 class Model:
@@ -87,9 +63,8 @@ class Model:
         with self._lock:
             notes = list(self._notes)
             if self._waiting:
-                notes.insert(
-                    0, "The package on disk has changed since it was loaded; stop and start the model to load it."
-                )
+                cure = "start" if self._state is State.FAILED else "stop and start"
+                notes.insert(0, f"The package on disk has changed since; {cure} the model to load it.")
             if self._found.package and self._state is not State.FAILED:
                 notes.extend(self._found.package.manifest.notes)
             return self._state, " ".join(filter(None, [self._detail, *notes]))
@@ -97,14 +72,16 @@ class Model:
     def deploy(self, found: Found, notes: tuple[str, ...]) -> bool:
         """Take note of the package that is on disk now; return whether it replaced the deployed one.
 
-        A model that is loaded goes on with the package it was loaded from until it is stopped.
+        A model that is loaded goes on with the package it was loaded from until it is stopped, and one that failed
+        while it had a good package keeps its cause until it is started.
         """
         with self._lock:
             self._notes = notes
             if (found.folder, found.signature) == (self._found.folder, self._found.signature):
                 self._waiting = None
                 return False
-            if self._state not in (State.STOPPED, State.FAILED):
+            broken = self._state is State.FAILED and self._found.refusal
+            if self._state is not State.STOPPED and not broken:
                 self._waiting = found
                 return False
             self._take(found)
@@ -122,7 +99,9 @@ class Model:
         any_size = manifest.block.any_image_size if manifest.block else self._settings.any_image_size
         return None if any_size and not manifest.stage.segmentation else manifest.image_size
 
-    def detect(self, job: Job, inline: bytes | None, deadline: float | None, turn: Turn) -> tuple[Answer, bytes | None]:
+    def detect(
+        self, job: Job, inline: Callable[[], bytes] | None, deadline: float | None, turn: Turn
+    ) -> tuple[Answer, bytes | None]:
         """Wait for the worker and let it judge one image; return its answer and the inline mask, if any.
 
         Raises:
@@ -150,15 +129,15 @@ class Model:
             NotEnoughMemory: there is no room for it; the state stays as it was.
 
         """
+        latest = self._waiting or self._found
+        on_disk = packages.look_again(latest, self._settings.trusted_uids)
         with self._lock:
             lifecycle.require(self._state, "StartModel")
-            if self._waiting:
-                self._take(self._waiting)
-            self._found = self._look_again()
-            self._ledger.admit(self.name, self._memory_needed())
+            self._ledger.admit(self.name, self._memory_needed(on_disk))
+            settled = on_disk.signature == latest.signature
+            self._found, self._waiting = on_disk, None
             self._move(State.STARTING, "asked to start", detail="Loading the model.")
-            thread = threading.Thread(target=self._load, name=f"start-{self.name}", daemon=True)
-        thread.start()
+        threading.Thread(target=self._load, args=(settled,), name=f"start-{self.name}", daemon=True).start()
 
     def stop(self, cause: str = "asked to stop") -> None:
         """Let accepted calls finish, within drain_timeout, and unload the model; return when everything is released.
@@ -171,7 +150,17 @@ class Model:
             lifecycle.require(self._state, "StopModel")
             worker, queue = self._loaded()
             self._move(State.STOPPING, cause)
-        stopping = WrongState(State.STOPPING.name, "DetectAnomalies", State.RUNNING.name)
+        try:
+            self._unload(worker, queue)
+        finally:
+            with self._lock:
+                self._worker = self._queue = None
+                self._move(State.STOPPED, "everything is released")
+
+    def _unload(self, worker: Worker, queue: CallQueue) -> None:
+        def stopping() -> WrongState:
+            return WrongState(State.STOPPING.name, "DetectAnomalies", State.RUNNING.name)
+
         queue.seal(stopping)
         if not queue.wait_idle(self._settings.drain_timeout):
             queue.close(stopping)
@@ -179,9 +168,6 @@ class Model:
         worker.stop()
         queue.wait_idle(DEATH_PATIENCE)
         worker.release()
-        with self._lock:
-            self._worker = self._queue = None
-            self._move(State.STOPPED, "everything is released")
 
     def close(self) -> None:
         """End the worker at once, for the end of the agent."""
@@ -205,21 +191,8 @@ class Model:
         self._detail = found.refusal
         self._log_deployed()
 
-    def _look_again(self) -> Found:
-        """Return the package as it is on disk this instant, which may be newer than the last look at the folder."""
-        found = self._found
-        try:
-            again = packages.look(found.folder, found.root, self._settings.trusted_uids)
-        except OSError:
-            return Found(found.name, found.version, found.folder, found.root, (), None, "The package's files are gone.")
-        if again.name != self.name:
-            return Found(
-                self.name, found.version, found.folder, found.root, (), None, "The package has got another name."
-            )
-        return again
-
-    def _memory_needed(self) -> int:
-        package = self._found.package
+    def _memory_needed(self, found: Found) -> int:
+        package = found.package
         if package is None:
             return 0  # it will be refused before it takes any
         stated = self._settings.of_model(self.name, "memory") or (
@@ -227,35 +200,46 @@ class Model:
         )
         return int(stated or packages.model_size(package) * self._settings.memory_factor + WORKER_BASE)
 
-    def _load(self) -> None:
+    def _load(self, settled: bool) -> None:
         """Start the worker and wait for it; the thread behind STARTING."""
         try:
+            if not settled:
+                self._wait_until_settled()
             worker = self._start_worker()
-        except (PackageRefused, WorkerDied) as error:
-            text = (
-                str(error)
-                if isinstance(error, PackageRefused)
-                else f"The worker process ended while the model was loading: {error}."
-            )
-            with self._lock:
-                self._worker = None
-                self._move(State.FAILED, text, detail=text)
+        except PackageRefused as refusal:
+            self._not_loaded(str(refusal))
+        except WorkerDied as death:
+            self._not_loaded(f"The worker process ended while the model was loading: {death}.")
         except Exception:
             logger.exception("%s: unexpected failure while starting", self.name)
-            with self._lock:
-                self._worker = None
-                self._move(
-                    State.FAILED,
-                    "internal error",
-                    detail="The agent failed to start the worker; its log has the cause.",
-                )
+            self._not_loaded("The agent failed to start the worker; its log has the cause.")
         else:
+            self._ledger.settle(self.name)
             with self._lock:
                 self._queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"))
                 self._move(State.RUNNING, f"loaded on {worker.provider}, warm-up {worker.warm_up * 1000:.1f} ms")
             threading.Thread(target=self._watch, args=(worker,), name=f"death-{self.name}", daemon=True).start()
-        finally:
-            self._ledger.settle(self.name)
+
+    def _not_loaded(self, reason: str) -> None:
+        self._ledger.settle(self.name)
+        with self._lock:
+            self._worker = None
+            self._move(State.FAILED, reason, detail=reason)
+
+    def _wait_until_settled(self) -> None:
+        """Wait until two looks at the package agree: what is being copied is not loaded half-way."""
+        give_up = time.monotonic() + self._settings.load_timeout
+        with self._lock:
+            self._detail = "Waiting until the package on disk has settled."
+        while time.monotonic() < give_up and not self._closing:
+            time.sleep(min(self._settings.scan_interval, LONGEST_SETTLING_PAUSE))
+            again = packages.look_again(self._found, self._settings.trusted_uids)
+            agreed = again.signature == self._found.signature
+            with self._lock:
+                self._found = again
+            if agreed:
+                return
+        raise PackageRefused("The package kept changing while the model was being started.")
 
     def _start_worker(self) -> Worker:
         if self._found.package is None:
@@ -295,7 +279,7 @@ class Model:
             queue = self._loaded()[1]
             self._worker = self._queue = None
             self._move(State.FAILED, text, detail=f"{text} Start the model again.")
-        queue.close(error)
+        queue.close(lambda: InferenceFailed(text))
         threading.Thread(target=_release, args=(queue, worker), daemon=True).start()
         return error
 
@@ -327,10 +311,6 @@ def _release(queue: CallQueue, worker: Worker) -> None:
 def sources_note(others: Collection[Found]) -> tuple[str, ...]:
     """Return the sentence that names the sources whose package of the same name is not used."""
     return tuple(
-        f"Version {other.version} of this component in {other.folder} is ignored: another source had it first."
+        f"Version {other.version} of this component in {ascii(str(other.folder))[1:-1]} is ignored: another source had it first."
         for other in others
     )
-
-
-def _mib(size: int) -> int:
-    return -(-size >> 20)

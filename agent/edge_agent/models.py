@@ -9,12 +9,15 @@ from edge_agent.config import Settings
 from edge_agent.errors import CannotKeepUp, EdgeAgentError, InvalidArgument, ModelNotFound, WrongState, shown
 from edge_agent.lifecycle import State
 from edge_agent.manifest import NAME
-from edge_agent.model import MemoryLedger, Model, sources_note
+from edge_agent.memory import MemoryLedger
+from edge_agent.model import Model, sources_note
 from edge_agent.packages import Found
 from edge_agent.state import RunningModels
 from edge_agent.supervisor import Spawner
 
 logger = logging.getLogger(__name__)
+
+SCAN_PATIENCE = 1.0
 
 
 class Models:
@@ -35,7 +38,10 @@ class Models:
         self._calls = threading.BoundedSemaphore(settings.max_calls)
         self._ended = threading.Event()
         self._scanning = threading.Lock()
+        # Of its own: a slow disk must not stand between callers and their models.
+        self._remembering = threading.Lock()
         self._serving = False
+        self._told: set[tuple[str, str]] = set()
 
     def get(self, name: str) -> Model:
         """Return a deployed model; raise InvalidArgument for what can be no name, ModelNotFound for any other."""
@@ -104,9 +110,9 @@ class Models:
     def close(self) -> None:
         """End every worker at once; what was running is still remembered."""
         self._ended.set()
-        with self._scanning:
-            for model in self.all():
-                model.close()
+        self._scanning.acquire(timeout=SCAN_PATIENCE)  # a look that hangs on a dead disk must not keep the agent alive
+        for model in self.all():
+            model.close()
 
     def _watch(self) -> None:
         while not self._ended.wait(self._settings.scan_interval):
@@ -121,11 +127,13 @@ class Models:
         # The source that had the component first keeps it as long as it has it.
         found = next((one for one in candidates if model and one.root == model.found.root), candidates[0])
         notes = sources_note([one for one in candidates if one is not found])
+        for note in notes:
+            if (name, note) not in self._told:
+                self._told.add((name, note))
+                logger.warning("%s: %s", name, note)
         if model is None:
             model = Model(found, self._settings, self._spawner, self._ledger)
             model.deploy(found, notes)
-            for note in notes:
-                logger.warning("%s: %s", name, note)
             with self._lock:
                 self._models[name] = model
             fresh = True
@@ -156,7 +164,7 @@ class Models:
             logger.info("%s: removed, its files are gone", model.name)
 
     def _remember(self, name: str, *, wanted: bool) -> None:
-        with self._lock:
+        with self._remembering:
             (self._wanted.add if wanted else self._wanted.discard)(name)
             self._automatic.discard(name)
             names: Iterable[str] = sorted(self._wanted)

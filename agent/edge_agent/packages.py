@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 
@@ -33,8 +33,6 @@ Signature = tuple[tuple[str, int, int, int, int, int, int], ...]
 class Package:
     """A model package that was accepted."""
 
-    name: str
-    version: str
     arn: str
     folder: Path
     manifest: Manifest
@@ -122,7 +120,22 @@ def look(folder: Path, root: Path, trusted_uids: Collection[int]) -> Found:
         logger.exception("The package in %s could not be read", folder)
         reason = "The package could not be read; the agent's log has the cause."
         return Found(name, version, folder, root, signature, None, reason)
-    return Found(name, version, folder, root, signature, Package(name, version, arn, folder, parsed))
+    return Found(name, version, folder, root, signature, Package(arn, folder, parsed))
+
+
+def look_again(found: Found, trusted_uids: Collection[int]) -> Found:
+    """Return the package as it is on disk this instant, which may be newer than the last look at its folder."""
+    try:
+        again = look(found.folder, found.root, trusted_uids)
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError)
+        refusal = "The package's files are gone." if gone else f"The package cannot be read: {error.strerror}."
+        return replace(found, signature=(), package=None, refusal=refusal)
+    if again.package is None:  # what named it may be what cannot be read any more
+        return replace(again, name=found.name, version=found.version)
+    if again.name != found.name:
+        return replace(found, signature=again.signature, package=None, refusal="The package has got another name.")
+    return again
 
 
 def sign(folder: Path, root: Path) -> Signature:

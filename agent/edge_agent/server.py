@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONTROL_THREADS = 16
+CUT_OFF_PATIENCE = 0.5
 # Room for an RGBA frame of the largest size, so that its sender is told of the mistake and not of a limit.
 LARGEST_MESSAGE = bitmaps.LARGEST_IMAGE // 3 * 4 + (1 << 20)
 GRPC_OPTIONS = (
@@ -112,8 +113,12 @@ class Agent:
         self._ending.wait()
         logger.info("Ending: accepted calls have %g s to finish.", self._settings.drain_timeout)
         served.release()
-        if not server.stop(self._settings.drain_timeout).wait(self._settings.drain_timeout + 1):
-            logger.warning("Some calls did not finish in time and were cut off.")
+        # Calls that do not finish in time get an answer, too: their workers are ended before gRPC cuts them off.
+        ended = server.stop(self._settings.drain_timeout + CUT_OFF_PATIENCE)
+        if not ended.wait(self._settings.drain_timeout):
+            logger.warning("Some calls did not finish in time; their workers are ended.")
+            models.close()
+            ended.wait(CUT_OFF_PATIENCE)
 
     def _build(self, models: Models) -> "grpc.Server":
         import grpc

@@ -43,7 +43,8 @@ class EdgeAgentService:
             turn = Turn()
             if not context.add_callback(turn.give_up):
                 turn.give_up()  # the call ended before it was taken up
-            inline = None if image.segment else request.bitmap.byte_data
+            # Taken out of the message only when its turn has come: what waits is held once.
+            inline = None if image.segment else (lambda: request.bitmap.byte_data)
             answer, inline_mask = model.detect(
                 Job(image, mask if manifest.stage.segmentation else None), inline, _deadline(context), turn
             )
@@ -95,14 +96,14 @@ class EdgeAgentService:
     def _add_mask(
         self, result: pb2.DetectAnomalyResult, request: pb2.DetectAnomaliesRequest, image: Image, inline: bytes | None
     ) -> None:
-        if inline is None:
-            handle = _mask_handle(request.anomaly_mask_params)
-            mask = pb2.Bitmap(width=image.width, height=image.height, shared_memory_handle=handle)
-        elif self._inline_mask_limit is not None and len(inline) > self._inline_mask_limit:
+        if inline is not None and self._inline_mask_limit is not None and len(inline) > self._inline_mask_limit:
             return
-        else:
-            mask = pb2.Bitmap(width=image.width, height=image.height, byte_data=inline)
-        result.anomaly_mask.CopyFrom(mask)
+        mask = result.anomaly_mask
+        mask.width, mask.height = image.width, image.height
+        if inline is not None:
+            mask.byte_data = inline
+        elif handle := _mask_handle(request.anomaly_mask_params):
+            mask.shared_memory_handle.CopyFrom(handle)
 
 
 def describe(request: pb2.DetectAnomaliesRequest, image_size: tuple[int, int] | None) -> tuple[Image, Segment | None]:
@@ -139,8 +140,9 @@ def handlers(service: EdgeAgentService) -> grpc.GenericRpcHandler:
         {
             rpc: grpc.unary_unary_rpc_method_handler(
                 _boundary(rpc, getattr(service, rpc), request_class, requests),
-                # Requests are parsed within the boundary, so that bytes which are no request get a clear answer.
-                request_deserializer=None,
+                # Requests are parsed within the boundary, so that bytes which are no request get a clear answer; in a
+                # list, so that they can be let go of there while gRPC still holds the list.
+                request_deserializer=lambda data: [data],
                 response_serializer=lambda response: response.SerializeToString(),
             )
             for rpc, (request_class, _) in METHODS.items()
@@ -150,17 +152,19 @@ def handlers(service: EdgeAgentService) -> grpc.GenericRpcHandler:
 
 def _boundary(
     rpc: str, call: Callable[[Any, grpc.ServicerContext], Message], request_class: Any, requests: "itertools.count[int]"
-) -> Callable[[bytes, grpc.ServicerContext], Message]:
+) -> Callable[[list[bytes], grpc.ServicerContext], Message]:
     """Wrap a call: every error becomes a documented code with a sentence, anything unknown INTERNAL with a request id."""
 
-    def guarded(data: bytes, context: grpc.ServicerContext) -> Message:
+    def guarded(received: list[bytes], context: grpc.ServicerContext) -> Message:
         request_id = f"{next(requests):08x}"
         begin = time.monotonic()
         name = ""
         try:
             try:
                 # ListModels asks for nothing, so there is nothing in its bytes to be wrong.
+                data = received.pop()
                 request = request_class.FromString(b"" if rpc == "ListModels" else data)
+                del data
             except DecodeError:
                 raise InvalidArgument(
                     f"The bytes are no {request_class.DESCRIPTOR.name}; send what edge-agent.proto says."

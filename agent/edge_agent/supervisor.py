@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -43,9 +44,7 @@ class Spawner:
         """
         self._log_as = log_as
         self._context = multiprocessing.get_context("forkserver")
-        # multiprocessing itself finds out about ended children whenever one is started; two threads that do so at
-        # once would take each other's exit codes.
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
         if len(os.fsencode(folder)) <= LONGEST_FOLDER:
             tempfile.tempdir = str(folder)
 
@@ -61,8 +60,11 @@ class Spawner:
             target=work, args=(theirs, found, options, self._log_as), name=f"worker-{found.name}", daemon=True
         )
         try:
-            with self.lock:
+            with self._lock:
                 process.start()
+            # multiprocessing looks after its children whenever another one is started, and at exit; from a second
+            # thread it would take the exit code that a worker's own watch waits for. Nobody else knows this one.
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
         except (OSError, EOFError) as error:
             ours.close()
             raise WorkerDied(
@@ -80,10 +82,10 @@ class Worker:
         self.provider = ""
         self.warm_up = 0.0
         self._name = found.name
-        self._spawner = spawner
         self._call_timeout = call_timeout
         self._cause = ""
         self._dead = threading.Event()
+        self._lock = threading.Lock()
         self._inbox, self._outbox = _memory_file("inbox"), _memory_file("outbox")
         try:
             self._process, self._pipe = spawner.spawn(found, options)
@@ -114,12 +116,12 @@ class Worker:
         if self._call_timeout is None:
             self._call_timeout = max(LEAST_CALL_TIMEOUT, WARM_UPS_PER_CALL * answer.warm_up)
 
-    def call(self, job: Job, inline: bytes | None) -> tuple[Answer, bytes | None]:
+    def call(self, job: Job, inline: Callable[[], bytes] | None) -> tuple[Answer, bytes | None]:
         """Do a job; return the answer and the inline mask, if it has one.
 
         Args:
             job: the image's and the mask's numbers.
-            inline: the image's bytes, unless they are in the client's segment.
+            inline: gives the image's bytes, unless they are in the client's segment.
 
         Raises:
             EdgeAgentError: the job failed in the worker.
@@ -129,7 +131,7 @@ class Worker:
         timeout = self._call_timeout
         assert timeout is not None  # load() came before
         if inline is not None:
-            _write_all(self._inbox, inline)
+            _write_all(self._inbox, inline())
         try:
             self._pipe.send(job)
         except OSError:
@@ -150,10 +152,11 @@ class Worker:
 
     def kill(self, cause: str) -> None:
         """Kill the process; `cause` is what operators are told."""
-        with self._spawner.lock:
+        with self._lock:
             if not self._dead.is_set():
                 self._cause = self._cause or cause
-                os.kill(self._pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(self._pid, signal.SIGKILL)
 
     def wait(self) -> str:
         """Wait until the process has ended; return how it ended."""
@@ -186,8 +189,8 @@ class Worker:
 
     def _watch(self) -> None:
         wait([self._process.sentinel])
-        with self._spawner.lock:
-            self._process.join()
+        self._process.join()
+        with self._lock:
             self._cause = self._cause or _how_it_ended(self._process.exitcode)
             self._dead.set()
             self._process.close()

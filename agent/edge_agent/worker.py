@@ -4,7 +4,6 @@ import faulthandler
 import logging
 import mmap
 import os
-import signal
 import threading
 from multiprocessing import parent_process, reduction
 from multiprocessing.connection import Connection, wait
@@ -24,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
     """Load the package and answer jobs until the pipe is closed or the agent is gone."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     inbox, outbox = reduction.recv_handle(pipe), reduction.recv_handle(pipe)
@@ -37,6 +34,10 @@ def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
         return
     except MemoryError:
         pipe.send(Refused("The model does not fit into memory."))
+        return
+    except Exception:
+        logger.exception("%s: the model could not be loaded", found.name)
+        pipe.send(Refused("The model could not be loaded; the agent's log has the cause."))
         return
     try:
         while job := pipe.recv():
@@ -57,6 +58,7 @@ class _Worker:
     """A loaded model and the memory it works in."""
 
     def __init__(self, found: Found, options: SessionOptions, inbox: int, outbox: int) -> None:
+        self._name = found.name
         package = found.package
         if package is None:
             raise PackageRefused(found.refusal)
@@ -78,12 +80,12 @@ class _Worker:
             return self._do(job)
         except EdgeAgentError as error:
             if isinstance(error, InferenceFailed) and error.cause:
-                logger.warning("the model failed on an image: %s", error.cause)
+                logger.warning("%s: the model failed on an image: %s", self._name, error.cause)
             return Failure(type(error), str(error))
         except MemoryError:
             return Failure(InferenceFailed, "The model ran out of memory on the image.")
         except Exception:  # the boundary: the cause belongs into the log, not to the caller
-            logger.exception("the model failed on an image")
+            logger.exception("%s: the model failed on an image", self._name)
             return Failure(InferenceFailed, "The model failed on the image; the agent's log has the cause.")
 
     def _do(self, job: Job) -> Answer:

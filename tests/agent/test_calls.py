@@ -104,11 +104,12 @@ def test_close_sends_everybody_away():
     queue.enter(None, Turn())
     outcome: list = []
     threads = [enter_in_thread(queue, outcome) for _ in range(3)]
-    error = InferenceFailed("the worker died")
-    queue.close(error)
+    made = []
+    queue.close(lambda: made.append(InferenceFailed("the worker died")) or made[-1])
     for thread in threads:
         thread.join(30)
-    assert outcome == [error] * 3
+    assert {id(error) for error in outcome} == {id(error) for error in made}
+    assert len({id(error) for error in outcome}) == 3, "each caller has an error of its own"
     with pytest.raises(InferenceFailed):
         queue.enter(None, Turn())
 
@@ -118,7 +119,7 @@ def test_seal_keeps_those_who_wait():
     queue.enter(None, Turn())
     outcome: list = []
     thread = enter_in_thread(queue, outcome)
-    queue.seal(InferenceFailed("stopping"))
+    queue.seal(lambda: InferenceFailed("stopping"))
     with pytest.raises(InferenceFailed):
         queue.enter(None, Turn())
     assert queue.wait_idle(0.01) is False

@@ -169,6 +169,26 @@ def test_no_agent(agent, images):
     assert "No agent answers" in json.loads(done.stdout)[0]["error"]
 
 
+def test_one_damaged_image_does_not_cost_the_others(agent, images, tmp_path):
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    whole = (images / "dark.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flipped.png").write_bytes(whole[:20] + bytes([whole[20] ^ 255]) + whole[21:])
+    (tmp_path / "good.png").write_bytes(whole)
+    done = run(agent, "detect", str(tmp_path), "--model", "board", "--json")
+    assert done.returncode == 1
+    results = {one["image"].rpartition("/")[2]: one for one in json.loads(done.stdout)}
+    assert {name for name, one in results.items() if "error" in one} == {"bomb.png", "cut.png", "flipped.png"}
+
+
 def test_bad_address(agent):
     done = run(agent, "models", "--socket", "tcp:1")
     assert done.returncode == 2
@@ -177,7 +197,8 @@ def test_bad_address(agent):
 
 def test_no_segment_is_left_behind(agent, images):
     before = {path.name for path in Path("/dev/shm").iterdir()}
-    run(agent, "detect", str(images), "--model", "board", "--shm")
+    done = run(agent, "detect", str(images / "dark.png"), "--model", "board", "--shm")
+    assert done.returncode == 0, done.stderr
     assert {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("edge-agent")} <= before
 
 

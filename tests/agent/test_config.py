@@ -95,6 +95,9 @@ REFUSED = [
     ('socket_group: "a\\0b"', {}, {}, ["socket_group", "no name can have"]),
     ('models: ["a\\0b"]', {}, {}, ["models", "no name can have"]),
     ('state_dir: "\\ud800"', {}, {}, ["state_dir", "no name can have"]),
+    ("", {}, {"models": [""]}, ["--models", "empty path"]),
+    ("", {}, {"state_dir": ""}, ["--state-dir", "empty path"]),
+    ("", {}, {"socket": "/tmp/a%41b"}, ["--socket", "%"]),
     ("", {}, {"socket_group": "99999999999"}, ["--socket-group", "4294967294"]),
     ("", {"EDGE_AGENT_MODEL_SETTINGS": "{"}, {}, ["model_settings", "JSON"]),
 ]

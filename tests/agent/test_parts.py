@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent import log, memory, state
 from edge_agent.errors import AgentRefused, NotEnoughMemory, shown
-from edge_agent.model import MemoryLedger
+from edge_agent.memory import MemoryLedger
 from support.agent import environment
 
 
@@ -47,7 +47,7 @@ class TestMemory:
         assert 0 < memory.available() < 1 << 50
 
     def test_two_models_do_not_count_on_the_same_memory(self):
-        ledger = MemoryLedger(reserve=100, available=lambda: 1000)
+        ledger = MemoryLedger(reserve=100, free=lambda: 1000)
         ledger.admit("a", 500)
         with pytest.raises(NotEnoughMemory):
             ledger.admit("b", 500)

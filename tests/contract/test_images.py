@@ -260,7 +260,7 @@ def test_segment_too_short(detect, segment, field):
 
 @pytest.mark.parametrize("field", ["handle", "mask"])
 @pytest.mark.parametrize("kind", ["fifo", "directory", "symlink", "device"])
-def test_what_is_no_segment(detect, field, kind):
+def test_what_is_no_segment(detect, segment, field, kind):
     path = Path("/dev/shm", f"edge-agent-test-{os.urandom(6).hex()}")
     if kind == "fifo":
         os.mkfifo(path, 0o666)
@@ -269,7 +269,7 @@ def test_what_is_no_segment(detect, field, kind):
         path.mkdir()
         path.chmod(0o777)
     elif kind == "symlink":
-        path.symlink_to("/etc/hostname")
+        path.symlink_to(segment(SIZE).replace("/", "/dev/shm/"))
     elif not I_AM_ROOT:
         pytest.skip("only root can make a device")
     else:
@@ -281,6 +281,7 @@ def test_what_is_no_segment(detect, field, kind):
     finally:
         path.rmdir() if kind == "directory" else path.unlink()
     assert code == INVALID, details
+    assert ("is not a shared memory segment" in details) != ("does not exist or the agent may not" in details), details
 
 
 @pytest.mark.two_uids

@@ -65,7 +65,7 @@ def test_queue_limit(models):
     with serving(models, queue_limit=3) as agent:
         busy = Busy(agent)
         calls = [busy.send() for _ in range(8)]
-        until(lambda: refusals(agent) == 5, "all beyond the limit are refused")
+        until(lambda: sum(call.done() for call in calls) == 5, "all beyond the limit are refused")
         waiting = [call for call in calls if not call.done()]
         refused = [call for call in calls if call.done()]
         busy.go_on()
@@ -88,8 +88,10 @@ def test_max_calls_counts_all_models(models):
             assert code(call) == OK
 
 
-def test_first_come_first_served(models):
-    with serving(models, queue_limit=20) as agent:
+def test_first_come_first_served(folder):
+    """Each call takes about 20 ms, so that the log lines of two answers cannot change places."""
+    packages.write(folder / "models" / "board", packages.manifest(), packages.slow(20_000))
+    with serving(folder / "models", queue_limit=20) as agent:
         busy = Busy(agent)
         calls = [busy.queue() for _ in range(12)]
         busy.go_on()

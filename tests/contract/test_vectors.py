@@ -59,6 +59,19 @@ LOGICS = [
 ]
 
 
+# A mask of both classes is anomalous, although it has normal pixels as well.
+MIXED = [
+    (f"m-{logic}", logic, expected)
+    for logic, expected in (("seg_head", True), ("cls_and_seg", False), ("cls_or_seg", True))
+]
+# name, threshold, score, expected verdict: both sides of the comparison are rounded to 4 decimals.
+ROUNDED = [
+    ("r-threshold-down", 0.70214, 0.70208, True),
+    ("r-threshold-up", 0.70216, 0.70214, False),
+    ("r-equal", 0.25, 0.25, True),
+]
+
+
 def flat_mask(index: int, classes: int = 2, height: int = 8, width: int = 8) -> np.ndarray:
     """Return logits of a mask that is all one class."""
     logits = np.zeros((classes, height, width), np.float32)
@@ -78,6 +91,19 @@ def agent(module_folder):
     for name, logic, score, mask, _ in LOGICS:
         keys = {"segmentation": True, "pixel_names": ("background", "dent"), "classification_logic": logic}
         case(name, models, packages.manifest(**keys), packages.constant([score, 1 - score], flat_mask(mask)))
+    for name, logic, _ in MIXED:
+        keys = {"segmentation": True, "pixel_names": ("background", "dent"), "classification_logic": logic}
+        quarter = np.stack([np.zeros((8, 8)), np.where(np.arange(64).reshape(8, 8) < 16, 1.0, -1.0)])
+        case(name, models, packages.manifest(**keys), packages.constant([0.2, 0.8], quarter))
+    for name, threshold, score, _ in ROUNDED:
+        case(name, models, packages.manifest(threshold=threshold), packages.constant(scores=[score, 1 - score]))
+    exactly_one = {"segmentation": True, "pixel_names": ("background", "dent"), "classification_logic": "seg_head"}
+    case("exactly-one", models, packages.manifest(**exactly_one), packages.constant([1.0, 0.0], flat_mask(0)))
+    calibrated = {"calibrated": True, "calibrator_scaling": -6, "calibrator_shift": 3}
+    mask_only = {"classification": False, "segmentation": True, "pixel_names": ("background", "dent")}
+    uncalibrated = packages.manifest(**mask_only, **calibrated)
+    logits = [np.full((8, 8), 0.2), np.full((8, 8), 0.7)]
+    case("mask-only-uncalibrated", models, uncalibrated, packages.constant(logits=logits))
     case("normal-first", models, packages.manifest(class_normal_ids=[0]), packages.constant(scores=[0.9, 0.1]))
     three = packages.manifest(class_normal_ids=[1])
     three["model_graph"]["image_level_classes"]["names"] = ["dent", "normal", "scratch"]
@@ -133,6 +159,26 @@ def test_classification_logic(agent, name, logic, score, mask, anomalous):
     assert result.confidence == pytest.approx(score if anomalous else 1 - score, abs=1e-6)
     expected = [("background", 1.0, "#FFFFFF")] if mask == 0 else [("dent", 1.0, "#23A436")]
     assert areas(result) == expected
+
+
+@pytest.mark.parametrize(("name", "logic", "anomalous"), MIXED)
+def test_logic_of_a_mask_of_both_classes(agent, name, logic, anomalous):
+    result = detect(agent, name)
+    assert result.is_anomalous is anomalous
+    assert areas(result) == [("background", 0.75, "#FFFFFF"), ("dent", 0.25, "#23A436")]
+
+
+@pytest.mark.parametrize(("name", "threshold", "score", "anomalous"), ROUNDED)
+def test_score_and_threshold_are_rounded(agent, name, threshold, score, anomalous):
+    assert detect(agent, name).is_anomalous is anomalous
+
+
+def test_logic_overrules_a_score_of_exactly_1(agent):
+    assert detect(agent, "exactly-one").is_anomalous is False
+
+
+def test_segmentation_only_is_never_calibrated(agent):
+    assert detect(agent, "mask-only-uncalibrated").anomaly_score == pytest.approx(0.45, abs=1e-6)
 
 
 def areas(result) -> list[tuple[str, float, str]]:
@@ -205,5 +251,5 @@ def test_logic_needs_normal_types(agent):
 
 def test_every_case_ran():
     """Counted by the calls that were answered."""
-    declared = 6 + 4 + 16 + 2 + 2 + 1 + 2 + 2
+    declared = 6 + 4 + 16 + 2 + 2 + 1 + 2 + 2 + 3 + 3 + 1 + 1
     assert len(RAN) == declared, json.dumps(sorted(RAN))

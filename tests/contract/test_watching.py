@@ -121,9 +121,39 @@ def test_a_half_copied_package_never_runs(models):
                     states.add(agent.state("board"))
         assert states <= {"FAILED", "STOPPED"}
         assert "FAILED" in states
-        until(lambda: agent.state("board") == "STOPPED", "the whole package is taken")
         agent.run_model("board")
         assert score(agent, "board") == pytest.approx(0.25)
+
+
+def test_a_start_in_the_middle_of_a_copy_waits_for_its_end(models):
+    """The manifest is new and the weights are still the old ones: together they would give a wrong verdict."""
+    constant(models / "board", 0.4)
+    with serving(models, scan_interval=1.0) as agent:
+        (models / "board" / "manifest.json").write_text(json.dumps(packages.manifest(threshold=0.2)))
+        agent.stub().StartModel(pb2.StartModelRequest(model_component="board"))
+        until(lambda: "settled" in agent.describe("board").status_message, "it waits")
+        assert agent.state("board") == "STARTING"
+        (models / "board" / "mochi" / "model.onnx").write_bytes(packages.constant(scores=[0.1, 0.9]))
+        until(lambda: agent.state("board") == "RUNNING", "it runs")
+        assert score(agent, "board") == pytest.approx(0.1), "the whole new package was loaded"
+
+
+def test_the_cause_of_a_failure_outlives_a_new_package(models):
+    constant(models / "board", 0.25)
+    with serving(models) as agent:
+        agent.run_model("board")
+        constant(models / "board", 0.75)
+        until(lambda: "has changed" in agent.describe("board").status_message, "the change is told")
+        os.kill(agent.workers()[0], signal.SIGKILL)
+        until(lambda: agent.state("board") == "FAILED", "the death is seen")
+        constant(models / "other", 0.5)
+        until(lambda: "other" in listed(agent), "looks go on")
+        description = agent.describe("board")
+        assert pb2.ModelStatus.Name(description.status) == "FAILED"
+        assert "SIGKILL" in description.status_message
+        assert "start the model to load it" in description.status_message
+        agent.run_model("board")
+        assert score(agent, "board") == pytest.approx(0.75)
 
 
 def test_a_package_that_changes_all_the_time_is_never_taken(models):
@@ -281,7 +311,43 @@ def test_a_name_outside_the_pattern_is_skipped_with_a_log_line(models):
         assert "its name 'a board' is not of" in agent.log()
 
 
+def test_memory_that_must_remain_is_counted(models):
+    constant(models / "board", 0.25)
+    with serving(models, memory_reserve="900TiB") as agent:
+        code, details, _ = outcome(agent.stub().StartModel, pb2.StartModelRequest(model_component="board"))
+        assert (code, "; 0 MiB are free above the reserve" in details) == (8, True)
+
+
+def test_peak_memory_and_any_size_of_the_block(models):
+    import hashlib
+
+    onnx = packages.constant(scores=[0.25, 0.75])
+    digest = {"size": len(onnx), "sha256": hashlib.sha256(onnx).hexdigest()}
+    for name, more in (("huge", {"peak_memory_bytes": 10**15}), ("any", {"any_image_size": True}), ("one", {})):
+        block = {"format": 1, "component": {"name": name, "version": "1.0.0"}, "files": {"mochi/model.onnx": digest}}
+        packages.write(models / name, {**packages.manifest(), "package": {**block, **more}}, onnx)
+    with serving(models) as agent:
+        assert outcome(agent.stub().StartModel, pb2.StartModelRequest(model_component="huge"))[0] == 8
+        for name in ("any", "one"):
+            agent.run_model(name)
+        image = bytes(3 * 80 * 70)
+        assert outcome(agent.stub().DetectAnomalies, request("any", 80, 70, image))[0] == OK
+        assert outcome(agent.stub().DetectAnomalies, request("one", 80, 70, image))[0] == 3
+
+
 class TestTrust:
+    @pytest.mark.skipif(not I_AM_ROOT, reason="needs root, to make a folder that the agent may not enter")
+    def test_what_cannot_be_read_is_failed_and_says_so(self, models):
+        if agent_user() == MYSELF:
+            pytest.skip("no unprivileged user can run this Python")
+        constant(models / "board", 0.25)
+        (models / "board" / "mochi").chmod(0o700)
+        with serving(models) as agent:
+            assert listed(agent) == {"board": "FAILED"}
+            assert "cannot be read: Permission denied" in agent.describe("board").status_message
+            (models / "board" / "mochi").chmod(0o755)
+            until(lambda: agent.state("board") == "STOPPED", "it can be read now")
+
     @pytest.mark.parametrize("what", ["manifest.json", "mochi/model.onnx", "mochi", ".", ".."])
     def test_writable_by_everybody(self, models, what):
         constant(models / "board", 0.25)
@@ -353,6 +419,14 @@ def test_package_block_names_and_checks_the_package(models):
         assert "'stray' is not listed" in agent.describe("board").status_message
         (folder / "stray").unlink()
         until(lambda: agent.state("board") == "STOPPED", "it is whole again")
+
+        agent.run_model("board")
+        (folder / "manifest.json").write_text('{"model_graph": ')
+        until(lambda: "has changed" in agent.describe("board").status_message, "it is damaged, and keeps its name")
+        assert listed(agent) == {"board": "RUNNING"}
+        (folder / "manifest.json").write_text(json.dumps(content))
+        agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
+        until(lambda: "has changed" not in agent.describe("board").status_message, "it is whole again")
 
         damaged = bytearray(onnx)
         damaged[len(onnx) // 2] ^= 1

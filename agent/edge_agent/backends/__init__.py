@@ -21,9 +21,6 @@ class Session(Protocol):
 
         """
 
-    def close(self) -> None:
-        """Release everything that the model holds."""
-
 
 def open_session(model: bytes, options: SessionOptions) -> Session:
     """Load an ONNX model with the runtime of this device; raise PackageRefused with the reason when it does not load."""

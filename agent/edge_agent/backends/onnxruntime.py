@@ -62,10 +62,6 @@ class OrtSession:
             text = "The model failed on the image; the agent's log has the cause."
             raise InferenceFailed(text, cause=_sentence(error)) from None
 
-    def close(self) -> None:
-        """Release the session."""
-        del self._session
-
 
 def _sentence(error: Exception) -> str:
     """Return the first line of the runtime's message, without its code and the names of files of its own build."""
