@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_agent import bitmaps, palette
 from edge_agent.errors import PackageRefused
+from edge_agent.keys import Keys, mapping
 
 NAME = re.compile(r"[a-zA-Z0-9\-_.]{1,128}")
 VERSION = re.compile(r"[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}")
@@ -30,8 +31,6 @@ INTERPOLATIONS: dict[str, int | str] = {
     "lanczos4": 4,
     "bilinear-antialias": "bilinear-antialias",
 }
-LARGEST_SIDE = 16384
-LARGEST_NUMBER = 3e38
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def parse_json(data: bytes) -> dict[str, Any] | None:
 
 def parse(content: Mapping[str, Any]) -> Manifest:
     """Return what the manifest says; raise PackageRefused, naming the key, when it says too little or the unknown."""
-    graph = _Keys(_mapping(content["model_graph"], "model_graph"), "model_graph")
+    graph = Keys(mapping(content["model_graph"], "model_graph"), "model_graph")
     graph_type = graph.text("model_graph_type")
     if graph_type != GRAPH_TYPE:
         raise PackageRefused(f"model_graph_type is {graph_type!r}; only {GRAPH_TYPE!r} can be served.")
@@ -140,11 +139,11 @@ def parse(content: Mapping[str, Any]) -> Manifest:
     notes: list[str] = []
     image_classes = graph.section("image_level_classes")
     pixel_classes = graph.section("pixel_level_classes")
-    stage = _stage(_Keys(_mapping(stages[0], "stages[0]"), "stages[0]"), image_classes, pixel_classes, notes)
-    block = _block(_Keys(_mapping(content["package"], "package"), "package")) if "package" in content else None
+    stage = _stage(Keys(mapping(stages[0], "stages[0]"), "stages[0]"), image_classes, pixel_classes, notes)
+    block = _block(Keys(mapping(content["package"], "package"), "package")) if "package" in content else None
     if block is None:
         notes.append("No `package` block: files are not checked against digests.")
-    image_size = _image_size(_Keys(content, "manifest.json"), stage)
+    image_size = _image_size(Keys(content, "manifest.json"), stage)
     classes = _classes(pixel_classes, block) if stage.segmentation else ()
     if stage.segmentation:
         _check_segmentation(stage, image_size, classes)
@@ -152,7 +151,7 @@ def parse(content: Mapping[str, Any]) -> Manifest:
         stage=stage,
         image_size=image_size,
         classes=classes,
-        model_file=f"{stage.type}/{_artifact(_Keys(content, 'manifest.json'))}",
+        model_file=f"{stage.type}/{_artifact(Keys(content, 'manifest.json'))}",
         block=block,
         notes=tuple(notes),
     )
@@ -163,7 +162,7 @@ def default_arn(name: str, version: str) -> str:
     return f"arn:aws:lookoutvision:local:000000000000:model/{name}/{version.partition('.')[0]}"
 
 
-def _stage(keys: "_Keys", image_classes: "_Keys", pixel_classes: "_Keys", notes: list[str]) -> Stage:
+def _stage(keys: Keys, image_classes: Keys, pixel_classes: Keys, notes: list[str]) -> Stage:
     stage_type = keys.text("type")
     if stage_type not in STAGE_TYPES:
         raise PackageRefused(
@@ -201,7 +200,7 @@ def _stage(keys: "_Keys", image_classes: "_Keys", pixel_classes: "_Keys", notes:
     )
 
 
-def _input_size(keys: "_Keys") -> tuple[int, int]:
+def _input_size(keys: Keys) -> tuple[int, int]:
     """Return the network's input size; `input_shape` and `image_width`, `image_height` must not contradict each other."""
     shape = keys.sizes("input_shape", 4) if keys.has("input_shape") else None
     if shape and shape[:2] != (1, 3):
@@ -214,7 +213,7 @@ def _input_size(keys: "_Keys") -> tuple[int, int]:
     return size
 
 
-def _interpolation(keys: "_Keys") -> int | str:
+def _interpolation(keys: Keys) -> int | str:
     value = keys.values["interpolation"] if keys.has("interpolation") else "area"
     for name, code in INTERPOLATIONS.items():
         if value == name or (value == code and type(value) is int):
@@ -223,7 +222,7 @@ def _interpolation(keys: "_Keys") -> int | str:
     raise PackageRefused(f"interpolation is {value!r:.80}; known are OpenCV's codes 0 to 4 and {known}.")
 
 
-def _normal_ids(keys: "_Keys", key: str, graph_level: "_Keys", notes: list[str], *, required: bool) -> tuple[int, ...]:
+def _normal_ids(keys: Keys, key: str, graph_level: Keys, notes: list[str], *, required: bool) -> tuple[int, ...]:
     """Return the ids of the normal classes: the stage's own, else those of the graph, which apply to every stage."""
     own = keys.ids(key) if keys.has(key) else None
     shared = graph_level.ids("normal_ids") if graph_level.has("normal_ids") else None
@@ -240,12 +239,12 @@ def _normal_ids(keys: "_Keys", key: str, graph_level: "_Keys", notes: list[str],
     return ids
 
 
-def _calibration(keys: "_Keys") -> Calibration:
+def _calibration(keys: Keys) -> Calibration:
     most = keys.number("max_val_score") if keys.has("max_val_score") else 1.0
     return Calibration(keys.number("calibrator_scaling"), keys.number("calibrator_shift"), most)
 
 
-def _image_size(content: "_Keys", stage: Stage) -> tuple[int, int]:
+def _image_size(content: Keys, stage: Stage) -> tuple[int, int]:
     """Return the size that requests must have: the dataset's, else the raw image's, else the network's."""
     dataset = content.section("dataset")
     if dataset.has("image_width") or dataset.has("image_height"):
@@ -253,7 +252,7 @@ def _image_size(content: "_Keys", stage: Stage) -> tuple[int, int]:
     return stage.mask_size or stage.input_size
 
 
-def _classes(pixel_classes: "_Keys", block: Block | None) -> tuple[PixelClass, ...]:
+def _classes(pixel_classes: Keys, block: Block | None) -> tuple[PixelClass, ...]:
     names = pixel_classes.take("names", list) if pixel_classes.has("names") else []
     if not names or not all(isinstance(name, str) and name for name in names):
         raise PackageRefused("The segmentation head needs the names of its classes in pixel_level_classes.names.")
@@ -280,7 +279,7 @@ def _check_segmentation(stage: Stage, image_size: tuple[int, int], classes: tupl
         )
 
 
-def _artifact(content: "_Keys") -> str:
+def _artifact(content: Keys) -> str:
     """Return the model's file name; refuse what is not ONNX with the way out."""
     runtime = content.values.get("runtime")
     if runtime is None:
@@ -296,7 +295,7 @@ def _artifact(content: "_Keys") -> str:
     return name
 
 
-def _block(keys: "_Keys") -> Block:
+def _block(keys: Keys) -> Block:
     if keys.values.get("format") != BLOCK_FORMAT:
         raise PackageRefused(
             f"The package block has format {keys.values.get('format')!r}; this agent reads {BLOCK_FORMAT}."
@@ -304,7 +303,7 @@ def _block(keys: "_Keys") -> Block:
     unknown = sorted(set(keys.values) - BLOCK_KEYS)
     if unknown:
         raise PackageRefused(f"The package block has keys this agent does not know: {', '.join(unknown)}.")
-    component = _Keys(_mapping(keys.take("component", dict), "package.component"), "package.component")
+    component = Keys(mapping(keys.take("component", dict), "package.component"), "package.component")
     name, version = component.text("name"), component.text("version")
     if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
         raise PackageRefused(
@@ -321,10 +320,10 @@ def _block(keys: "_Keys") -> Block:
     )
 
 
-def _files(keys: "_Keys") -> Mapping[str, Digest]:
+def _files(keys: Keys) -> Mapping[str, Digest]:
     digests = {}
     for path, value in keys.take("files", dict).items():
-        entry = _Keys(_mapping(value, f"package.files[{path!r}]"), f"package.files[{path!r}]")
+        entry = Keys(mapping(value, f"package.files[{path!r}]"), f"package.files[{path!r}]")
         sha256 = entry.text("sha256")
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise PackageRefused(f"{entry.place}.sha256 is not a SHA-256 in lower-case hexadecimal.")
@@ -332,76 +331,13 @@ def _files(keys: "_Keys") -> Mapping[str, Digest]:
     return digests
 
 
-def _hex_colors(keys: "_Keys") -> Mapping[int, str]:
+def _hex_colors(keys: Keys) -> Mapping[int, str]:
     colours = {}
     for index, value in enumerate(keys.take("classes", list) if keys.has("classes") else []):
-        entry = _Keys(_mapping(value, f"package.classes[{index}]"), f"package.classes[{index}]")
+        entry = Keys(mapping(value, f"package.classes[{index}]"), f"package.classes[{index}]")
         if entry.has("hex-color"):
             colour = entry.text("hex-color")
             if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
                 raise PackageRefused(f"{entry.place}.hex-color is {colour!r}; write it as #RRGGBB.")
             colours[index] = colour.upper()
     return colours
-
-
-def _mapping(value: object, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise PackageRefused(f"{place} is not an object.")
-    return value
-
-
-class _Keys:
-    """A JSON object and where it stands; reads a key as what it has to be or refuses the package by naming it."""
-
-    def __init__(self, values: Mapping[str, Any], place: str) -> None:
-        self.values = values
-        self.place = place
-
-    def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
-
-    def section(self, key: str) -> "_Keys":
-        return _Keys(_mapping(self.values.get(key) or {}, key), key)
-
-    def take(self, key: str, kind: type) -> Any:
-        if not self.has(key):
-            raise PackageRefused(f"{self.place} lacks {key}.")
-        value = self.values[key]
-        if not isinstance(value, kind):
-            raise PackageRefused(f"{self.place}.{key} is {value!r:.80}; that is not what it has to be.")
-        return value
-
-    def text(self, key: str) -> str:
-        return str(self.take(key, str))
-
-    def flag(self, key: str) -> bool:
-        return bool(self.take(key, bool)) if self.has(key) else False
-
-    def number(self, key: str) -> float:
-        value = self.take(key, (int, float))  # type: ignore[arg-type]
-        # Verdicts are computed in float32, so a number has to be one there.
-        if isinstance(value, bool) or not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
-            raise PackageRefused(f"{self.place}.{key} is {value!r:.80}; it must be a finite number.")
-        return float(value)
-
-    def side(self, key: str) -> int:
-        return self._side(self.take(key, int), key)
-
-    def sizes(self, key: str, count: int) -> tuple[int, ...]:
-        values = self.take(key, list)
-        if len(values) != count:
-            raise PackageRefused(f"{self.place}.{key} is {values!r:.80}; it needs {count} numbers.")
-        return tuple(self._side(value, key) for value in values)
-
-    def ids(self, key: str) -> tuple[int, ...]:
-        values = self.take(key, list)
-        if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
-            raise PackageRefused(f"{self.place}.{key} is {values!r:.80}; it must be a list of class indices.")
-        return tuple(values)
-
-    def _side(self, value: object, key: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIDE:
-            raise PackageRefused(
-                f"{self.place}.{key} has {value!r:.80}; a size must be a whole number from 1 to {LARGEST_SIDE}."
-            )
-        return value

@@ -48,6 +48,17 @@ def refused(agent: Agent) -> str:
     return last
 
 
+def call_in_worker(agent: Agent):
+    """Run the model `board` and stop its worker in the middle of a call; return the worker's pid and the call."""
+    agent.run_model("board")
+    worker = agent.workers()[0]
+    os.kill(worker, signal.SIGSTOP)
+    marked = os.urandom(len(PIXELS))
+    call = agent.stub().DetectAnomalies.future(request("board", 64, 64, marked))  # held, or it would be cancelled
+    until(lambda: agent.inbox_holds(marked), "the call is in the worker")
+    return worker, call
+
+
 class TestWorkerKilled:
     def test_calls_fail_at_once_and_the_model_is_failed(self, models):
         with serving(models) as agent:
@@ -268,13 +279,7 @@ class TestSigterm:
         agent = Agent(models, drain_timeout=0.2)
         try:
             agent.start()
-            agent.run_model("board")
-            worker = agent.workers()[0]
-            os.kill(worker, signal.SIGSTOP)
-            marked = os.urandom(len(PIXELS))
-            stub = agent.stub()
-            call = stub.DetectAnomalies.future(request("board", 64, 64, marked))  # held, or it would be cancelled
-            until(lambda: agent.inbox_holds(marked), "the call is in the worker")
+            worker, call = call_in_worker(agent)
             assert agent.stop() == 0
             assert not alive(worker)
             assert call.exception(30) is not None
@@ -294,13 +299,7 @@ class TestSigterm:
         agent = Agent(models, drain_timeout=3600)
         try:
             agent.start()
-            agent.run_model("board")
-            worker = agent.workers()[0]
-            os.kill(worker, signal.SIGSTOP)
-            marked = os.urandom(len(PIXELS))
-            stub = agent.stub()
-            call = stub.DetectAnomalies.future(request("board", 64, 64, marked))  # held, or it would be cancelled
-            until(lambda: agent.inbox_holds(marked), "the call is in the worker")
+            worker, call = call_in_worker(agent)
             agent.process.terminate()
             until(lambda: not agent.socket.exists(), "the first signal has been seen")
             with pytest.raises(subprocess.TimeoutExpired):
@@ -340,12 +339,7 @@ class TestSigterm:
         agent = Agent(models, drain_timeout=0.2)
         try:
             agent.start()
-            agent.run_model("board")
-            os.kill(agent.workers()[0], signal.SIGSTOP)
-            marked = os.urandom(len(PIXELS))
-            stub = agent.stub()
-            call = stub.DetectAnomalies.future(request("board", 64, 64, marked))
-            until(lambda: agent.inbox_holds(marked), "the call is in the worker")
+            _, call = call_in_worker(agent)
             assert agent.stop() == 0
             assert call.exception(30).code().value[0] == INTERNAL
             assert "the agent ends" in call.exception().details()
