@@ -4,15 +4,15 @@ import re
 
 from click.testing import CliRunner
 
-import readme_settings
+import readme_tables
 from edge_agent import address, bitmaps
 from edge_agent.cli import COMMANDS, command
 
-TEXT = readme_settings.README.read_text()
+TEXT = readme_tables.README.read_text()
 
 
-def test_settings_table_is_current():
-    assert readme_settings.render(TEXT) == TEXT, "run: python tests/readme_settings.py"
+def test_tables_are_current():
+    assert readme_tables.render(TEXT) == TEXT, "run: python tests/readme_tables.py"
 
 
 def test_commands_exist():

@@ -101,6 +101,19 @@ def test_guide_client_on_photographs(shared_models, tmp_path):
         assert float(one[2]) == pytest.approx(expected[name]["confidence"], abs=2e-4)
 
 
+def test_python_example(folder, tmp_path):
+    packages.segmenter(folder / "models" / "board", (80, 64))
+    Image.fromarray(picture(80, 64)).save(tmp_path / "one.png")
+    stubs.generate(tmp_path)
+    script = (stubs.PROTO.parents[1] / "recipes/examples/python/detect.py").read_text()
+    with serving(folder / "models") as agent:
+        done = stubs.run(script, tmp_path, str(agent.socket), "board", str(tmp_path / "one.png"))
+    assert done.returncode == 0, done.stderr
+    verdict, *areas = done.stdout.splitlines()
+    assert verdict.split()[0] in {"normal", "anomalous"}
+    assert [line.split()[0] for line in areas] == ["background", "bright"]
+
+
 BOTH = """
 import sys
 sys.path.insert(0, ".")
