@@ -1,7 +1,7 @@
 """What a call costs above the bare model: `python benchmarks/latency.py [--quick]`.
 
 *Bare* is the agent's own copy_in, pipeline and copy_out, called in one process on the same package, with the threads and
-the spinning that are best for it. *Empty call* is the time of a gRPC call over the same kind of socket, to a handler
+the spinning that are best for it; the agent gets the same ones as the model's settings. *Empty call* is the time of a gRPC call over the same kind of socket, to a handler
 that spins for the bare time, less that time; a sleeping handler is reported beside it. Bare, empty call and agent take
 turns in one run, so that a machine whose speed drifts cannot favour one of them. All times are milliseconds.
 
@@ -199,9 +199,10 @@ def empty_calls(folder: Path, seconds: float, size: int) -> Iterator[tuple[Calla
 
 
 @contextlib.contextmanager
-def agent(folder: Path) -> Iterator[tuple[int, EdgeAgentStub, float]]:
+def agent(folder: Path, options: SessionOptions | None = None) -> Iterator[tuple[int, EdgeAgentStub, float]]:
     """Serve the models; yield the agent's pid, a stub, and the seconds from its start to its first answer."""
     socket = folder / "agent.sock"
+    chosen = options or SessionOptions()
     command = [
         sys.executable,
         "-m",
@@ -216,16 +217,19 @@ def agent(folder: Path) -> Iterator[tuple[int, EdgeAgentStub, float]]:
         "--state-dir",
         str(folder / "state"),
         "--no-restore",
+        "--threads",
+        str(chosen.threads),
+        "--spinning" if chosen.spinning else "--no-spinning",
         *(["--allow-root"] if os.geteuid() == 0 else []),
     ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("EDGE_AGENT_")}
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment)
     try:
         while not socket.exists():
             time.sleep(0.001)
-        with grpc.insecure_channel(f"unix://{socket}", options) as channel:
+        with grpc.insecure_channel(f"unix://{socket}", limits) as channel:
             stub = EdgeAgentStub(channel)
             stub.ListModels(pb2.ListModelsRequest(), wait_for_ready=True)
             yield process.pid, stub, time.perf_counter() - begin
@@ -263,18 +267,28 @@ def figures(times: list[float]) -> dict[str, float]:
     return {"p50": statistics.median(ordered), "p99": ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]}
 
 
-def measure(folder: Path, stub: EdgeAgentStub, name: str, size: tuple[int, int], turns: int) -> dict[str, Any]:
-    """Return every figure of one model at one size: bare, empty call and agent in turns, inline and shared memory."""
-    width, height = size
-    frame = np.random.default_rng(1).integers(0, 256, 3 * width * height, np.uint8).tobytes()
-    memory = Memory(frame)
+def best_options(folder: Path, name: str, size: tuple[int, int]) -> SessionOptions:
+    """Return the threads and the spinning with which bare is fastest."""
+    memory = Memory(bytes(3 * size[0] * size[1]))
     try:
-        best = min(
+        return min(
             RUNTIME_OPTIONS,
             key=lambda options: statistics.median(
                 timed(Bare(folder / "models", name, size, memory, options).call, 3 * TURN)[TURN:]
             ),
         )
+    finally:
+        memory.close()
+
+
+def measure(
+    folder: Path, stub: EdgeAgentStub, name: str, size: tuple[int, int], best: SessionOptions, turns: int
+) -> dict[str, Any]:
+    """Return every figure of one model at one size: bare, empty call and agent in turns, inline and shared memory."""
+    width, height = size
+    frame = np.random.default_rng(1).integers(0, 256, 3 * width * height, np.uint8).tobytes()
+    memory = Memory(frame)
+    try:
         bare = Bare(folder / "models", name, size, memory, best)
         bare_time = statistics.median(timed(bare.call, 3 * TURN)[TURN:]) / 1000
         by_handle = pb2.DetectAnomaliesRequest(model_component=name, bitmap=pb2.Bitmap(width=width, height=height))
@@ -384,13 +398,13 @@ def run(quick: bool) -> dict[str, Any]:
                 stub.StopModel(pb2.StopModelRequest(model_component="small"))
                 start_model(stub, "cookies-segmentation")
         for case, (name, size) in cases.items():
-            with agent(folder) as (pid, stub, _):
+            print(f"measuring {case} ...", file=sys.stderr)
+            best = best_options(folder, name, size)
+            with agent(folder, best) as (pid, stub, _):
                 start_model(stub, name)
-                print(f"measuring {case} ...", file=sys.stderr)
-                result["cases"][case] = measure(
-                    folder, stub, name, size, max(3, turns // 5) if size[0] > 4000 else turns
-                )
-                result["cases"][case]["worker_resident_mb"] = memory_of(largest_descendant(pid))
+                found = measure(folder, stub, name, size, best, max(3, turns // 5) if size[0] > 4000 else turns)
+                found["worker_resident_mb"] = memory_of(largest_descendant(pid))
+            result["cases"][case] = found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     result["machine"] = {
