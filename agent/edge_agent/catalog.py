@@ -6,13 +6,14 @@ for each package.
 
 import errno
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from edge_agent import manifest, packages
+from edge_agent import packages
+from edge_agent.block import NAME
 from edge_agent.errors import shown
-from edge_agent.packages import Found, Signature
+from edge_agent.packages import Found, Rules, Signature
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +23,9 @@ GONE = {errno.ENOENT, errno.ENOTDIR}
 class Catalog:
     """The packages in the models folders. A folder is a source; within one the highest version of a component wins."""
 
-    def __init__(self, roots: Iterable[Path], trusted_uids: Collection[int]) -> None:
+    def __init__(self, roots: Iterable[Path], rules: Rules) -> None:
         self._roots = tuple(root.resolve() for root in roots)
-        self._trusted_uids = trusted_uids
+        self._rules = rules
         self._settled: dict[Path, Found] = {}
         self._seen: dict[Path, Signature] | None = None
         self._unseen: set[Path] = set()
@@ -55,7 +56,7 @@ class Catalog:
         found = []
         for folder in packages.search(root, self._cannot_look):
             try:
-                one = packages.look(folder, root, self._trusted_uids)
+                one = packages.look(folder, root, self._rules)
             except OSError as error:
                 self._cannot_look(error, folder)
                 if folder in self._settled or error.errno in GONE:
@@ -67,7 +68,7 @@ class Catalog:
                 # Its own block named it, which cannot be read any more: it keeps its name while it is refused.
                 name, version = self._names[folder]
                 one = replace(one, name=name, version=version)
-            if manifest.NAME.fullmatch(one.name):
+            if NAME.fullmatch(one.name):
                 found.append(one)
             else:
                 self._tell(

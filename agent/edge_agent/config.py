@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from edge_agent import address
 from edge_agent.errors import AgentRefused
+from edge_agent.packages import Rules
 
 PREFIX = "EDGE_AGENT_"
 # (uid_t) -1 means "leave as it is" to chown(2).
@@ -97,6 +98,10 @@ class Settings(BaseSettings):
         description="Seconds between two looks at the models folders; a change counts when two agree.",
     )
     trusted_uids: Uids = Field((), description="Users besides root and the agent's own that may own model packages.")
+    target: Literal["advisory", "strict"] = Field(
+        "advisory",
+        description="Whether a package compiled for another GPU or TensorRT is only said to be so, or refused.",
+    )
     any_image_size: bool = Field(
         False, description="Classification packages without a `package` block accept any image size."
     )
@@ -175,6 +180,11 @@ class Settings(BaseSettings):
     def socket_path(self) -> Path:
         """The absolute path of the socket."""
         return address.socket_path(self.socket)
+
+    @property
+    def package_rules(self) -> Rules:
+        """What model packages must fulfil on this device."""
+        return Rules(self.trusted_uids, self.target == "strict")
 
     def of_model(self, name: str, key: str) -> Any:
         """Return a model's own value of `key`, or the agent's."""

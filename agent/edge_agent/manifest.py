@@ -4,21 +4,17 @@ The format is that of the components that Amazon Lookout for Vision wrote, plus 
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edge_agent import bitmaps, palette
+from edge_agent.block import Block, read_block
 from edge_agent.errors import PackageRefused
 from edge_agent.keys import Keys, mapping
 
-NAME = re.compile(r"[a-zA-Z0-9\-_.]{1,128}")
-VERSION = re.compile(r"[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}")
 FILE = "manifest.json"
 LONGEST = 1 << 20
-BLOCK_FORMAT = 1
-BLOCK_KEYS = {"format", "component", "model_arn", "files", "classes", "any_image_size", "peak_memory_bytes"}
 GRAPH_TYPE = "single_stage_model_graph"
 STAGE_TYPES = ("mochi", "supervised_multi_head_model")
 LOGICS = ("cls_head", "seg_head", "cls_and_seg", "cls_or_seg")
@@ -74,27 +70,6 @@ class PixelClass:
 
 
 @dataclass(frozen=True)
-class Digest:
-    """What a listed file has to be."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Block:
-    """The `package` block that our packager writes."""
-
-    name: str
-    version: str
-    arn: str
-    files: Mapping[str, Digest]
-    hex_colors: Mapping[int, str]
-    any_image_size: bool
-    peak_memory: int | None
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A manifest that was accepted.
 
@@ -111,14 +86,17 @@ class Manifest:
 
 
 def parse_json(data: bytes) -> dict[str, Any] | None:
-    """Return the manifest in `data`, None when it is some other manifest.json; raise PackageRefused when it is broken."""
+    """Return the manifest in `data`, None when it is some other manifest.json; raise PackageRefused when it is broken.
+
+    What has our `package` block claims to be one of our packages, even where damage took its model_graph.
+    """
     if len(data) > LONGEST:
         raise PackageRefused(f"manifest.json is larger than {LONGEST} bytes.")
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise PackageRefused(f"manifest.json is not JSON: {error}.") from None
-    if not isinstance(content, dict) or "model_graph" not in content:
+    if not isinstance(content, dict) or not content.keys() & {"model_graph", "package"}:
         return None
     try:
         json.dumps(content, ensure_ascii=False).encode()
@@ -140,7 +118,7 @@ def parse(content: Mapping[str, Any]) -> Manifest:
     image_classes = graph.section("image_level_classes")
     pixel_classes = graph.section("pixel_level_classes")
     stage = _stage(Keys(mapping(stages[0], "stages[0]"), "stages[0]"), image_classes, pixel_classes, notes)
-    block = _block(Keys(mapping(content["package"], "package"), "package")) if "package" in content else None
+    block = read_block(Keys(mapping(content["package"], "package"), "package")) if "package" in content else None
     if block is None:
         notes.append("No `package` block: files are not checked against digests.")
     image_size = _image_size(Keys(content, "manifest.json"), stage)
@@ -155,11 +133,6 @@ def parse(content: Mapping[str, Any]) -> Manifest:
         block=block,
         notes=tuple(notes),
     )
-
-
-def default_arn(name: str, version: str) -> str:
-    """Return the model ARN of a package that states none."""
-    return f"arn:aws:lookoutvision:local:000000000000:model/{name}/{version.partition('.')[0]}"
 
 
 def _stage(keys: Keys, image_classes: Keys, pixel_classes: Keys, notes: list[str]) -> Stage:
@@ -293,51 +266,3 @@ def _artifact(content: Keys) -> str:
     if "/" in name or "\0" in name or name in {"", ".", ".."}:
         raise PackageRefused(f"runtime_artifact is {name!r}; it must be a file name without a folder.")
     return name
-
-
-def _block(keys: Keys) -> Block:
-    if keys.values.get("format") != BLOCK_FORMAT:
-        raise PackageRefused(
-            f"The package block has format {keys.values.get('format')!r}; this agent reads {BLOCK_FORMAT}."
-        )
-    unknown = sorted(set(keys.values) - BLOCK_KEYS)
-    if unknown:
-        raise PackageRefused(f"The package block has keys this agent does not know: {', '.join(unknown)}.")
-    component = Keys(mapping(keys.take("component", dict), "package.component"), "package.component")
-    name, version = component.text("name"), component.text("version")
-    if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
-        raise PackageRefused(
-            f"package.component is {name!r} {version!r}; it needs a name of [a-zA-Z0-9-_.] and a version x.y.z."
-        )
-    return Block(
-        name=name,
-        version=version,
-        arn=keys.text("model_arn") if keys.has("model_arn") else default_arn(name, version),
-        files=_files(keys),
-        hex_colors=_hex_colors(keys),
-        any_image_size=keys.flag("any_image_size"),
-        peak_memory=int(keys.number("peak_memory_bytes")) if keys.has("peak_memory_bytes") else None,
-    )
-
-
-def _files(keys: Keys) -> Mapping[str, Digest]:
-    digests = {}
-    for path, value in keys.take("files", dict).items():
-        entry = Keys(mapping(value, f"package.files[{path!r}]"), f"package.files[{path!r}]")
-        sha256 = entry.text("sha256")
-        if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise PackageRefused(f"{entry.place}.sha256 is not a SHA-256 in lower-case hexadecimal.")
-        digests[path] = Digest(int(entry.number("size")), sha256)
-    return digests
-
-
-def _hex_colors(keys: Keys) -> Mapping[int, str]:
-    colours = {}
-    for index, value in enumerate(keys.take("classes", list) if keys.has("classes") else []):
-        entry = Keys(mapping(value, f"package.classes[{index}]"), f"package.classes[{index}]")
-        if entry.has("hex-color"):
-            colour = entry.text("hex-color")
-            if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
-                raise PackageRefused(f"{entry.place}.hex-color is {colour!r}; write it as #RRGGBB.")
-            colours[index] = colour.upper()
-    return colours

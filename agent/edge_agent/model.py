@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Collection
 
 from edge_agent import lifecycle, packages
+from edge_agent.block import default_arn
 from edge_agent.calls import CallQueue, Turn
 from edge_agent.config import Settings
 from edge_agent.errors import InferenceFailed, PackageRefused, WrongState
 from edge_agent.jobs import Answer, Job, SessionOptions
 from edge_agent.lifecycle import State
-from edge_agent.manifest import Manifest, default_arn
+from edge_agent.manifest import Manifest
 from edge_agent.memory import MemoryLedger
 from edge_agent.packages import Found
 from edge_agent.supervisor import DEATH_PATIENCE, Spawner, Worker, WorkerDied
@@ -66,7 +67,7 @@ class Model:
                 cure = "start" if self._state is State.FAILED else "stop and start"
                 notes.insert(0, f"The package on disk has changed since; {cure} the model to load it.")
             if self._found.package and self._state is not State.FAILED:
-                notes.extend(self._found.package.manifest.notes)
+                notes.extend(self._found.package.notes)
             return self._state, " ".join(filter(None, [self._detail, *notes]))
 
     def deploy(self, found: Found, notes: tuple[str, ...]) -> bool:
@@ -130,7 +131,7 @@ class Model:
 
         """
         latest = self._waiting or self._found
-        on_disk = packages.look_again(latest, self._settings.trusted_uids)
+        on_disk = packages.look_again(latest, self._settings.package_rules)
         with self._lock:
             lifecycle.require(self._state, "StartModel")
             self._ledger.admit(self.name, self._memory_needed(on_disk))
@@ -233,7 +234,7 @@ class Model:
             self._detail = "Waiting until the package on disk has settled."
         while time.monotonic() < give_up and not self._closing:
             time.sleep(min(self._settings.scan_interval, LONGEST_SETTLING_PAUSE))
-            again = packages.look_again(self._found, self._settings.trusted_uids)
+            again = packages.look_again(self._found, self._settings.package_rules)
             agreed = again.signature == self._found.signature
             with self._lock:
                 self._found = again

@@ -4,11 +4,11 @@ import logging
 import threading
 from collections.abc import Iterable
 
+from edge_agent.block import NAME
 from edge_agent.catalog import Catalog
 from edge_agent.config import Settings
 from edge_agent.errors import CannotKeepUp, EdgeAgentError, InvalidArgument, ModelNotFound, WrongState, shown
 from edge_agent.lifecycle import State
-from edge_agent.manifest import NAME
 from edge_agent.memory import MemoryLedger
 from edge_agent.model import Model, sources_note
 from edge_agent.packages import Found
@@ -28,7 +28,7 @@ class Models:
         self._spawner = spawner
         self._remembered = remembered
         self._ledger = MemoryLedger(settings.memory_reserve)
-        self._catalog = Catalog(settings.models, settings.trusted_uids)
+        self._catalog = Catalog(settings.models, settings.package_rules)
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
         # What is remembered over a restart, and what starts by itself as soon as it is there: until somebody starts or

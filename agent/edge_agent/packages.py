@@ -5,12 +5,12 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 
-from edge_agent import manifest
+from edge_agent import block, device, manifest
 from edge_agent.errors import PackageRefused, shown
 from edge_agent.manifest import Manifest
 
@@ -36,6 +36,29 @@ class Package:
     arn: str
     folder: Path
     manifest: Manifest
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model as a runtime gets it: the bytes of the ONNX file, and of each file of external data by its name."""
+
+    graph: bytes
+    external: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a package must fulfil on this device, besides being what its manifest says.
+
+    `trusted_uids` are users besides root and the agent's own that may own packages; with `strict_target` a package that
+    was compiled for another GPU or another TensorRT is refused, else that is only said. `any_target` is for looking at
+    packages of other devices.
+    """
+
+    trusted_uids: Collection[int] = ()
+    strict_target: bool = False
+    any_target: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +103,7 @@ def _claims_to_be_a_package(folder: Path) -> bool:
 def name_and_version(folder: Path) -> tuple[str, str]:
     """Return what a package is called by its path, where it has no `package` block."""
     parent, grandparent = folder.parent.name, folder.parent.parent.name
-    if manifest.VERSION.fullmatch(parent) and grandparent:
+    if block.VERSION.fullmatch(parent) and grandparent:
         return grandparent, parent
     if folder.name in PLAIN_NAMES or folder.name.endswith(COMPONENT_SUFFIX):
         return parent, "0.0.0"
@@ -92,7 +115,7 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def look(folder: Path, root: Path, trusted_uids: Collection[int]) -> Found:
+def look(folder: Path, root: Path, rules: Rules) -> Found:
     """Read the package in `folder`, found below the models folder `root`.
 
     Raises:
@@ -102,15 +125,21 @@ def look(folder: Path, root: Path, trusted_uids: Collection[int]) -> Found:
     name, version = name_and_version(folder)
     signature = sign(folder, root)
     try:
-        check_trust(signature, trusted_uids)
-        content = manifest.parse_json(read_file(folder, manifest.FILE))
-        if content is None:
+        check_trust(signature, rules.trusted_uids)
+        data = read_file(folder, manifest.FILE)
+        content = manifest.parse_json(data)
+        if content is None or "model_graph" not in content:
             raise PackageRefused("manifest.json has no model_graph any more.")
+        if "package" in content:
+            block.check_signed(data)
         parsed = manifest.parse(content)
-        arn = manifest.default_arn(name, version)
+        arn = block.default_arn(name, version)
         if parsed.block:
             name, version, arn = parsed.block.name, parsed.block.version, parsed.block.arn
         check_files(folder, parsed)
+        notes = parsed.notes
+        if parsed.block and parsed.block.target and not rules.any_target:
+            notes += device.check(parsed.block.target, device.this_one(), strict=rules.strict_target)
     except PackageRefused as refusal:
         return Found(name, version, folder, root, signature, None, str(refusal))
     except OSError:
@@ -120,13 +149,13 @@ def look(folder: Path, root: Path, trusted_uids: Collection[int]) -> Found:
         logger.exception("The package in %s could not be read", folder)
         reason = "The package could not be read; the agent's log has the cause."
         return Found(name, version, folder, root, signature, None, reason)
-    return Found(name, version, folder, root, signature, Package(arn, folder, parsed))
+    return Found(name, version, folder, root, signature, Package(arn, folder, parsed, notes))
 
 
-def look_again(found: Found, trusted_uids: Collection[int]) -> Found:
+def look_again(found: Found, rules: Rules) -> Found:
     """Return the package as it is on disk this instant, which may be newer than the last look at its folder."""
     try:
-        again = look(found.folder, found.root, trusted_uids)
+        again = look(found.folder, found.root, rules)
     except OSError as error:
         gone = isinstance(error, FileNotFoundError)
         refusal = "The package's files are gone." if gone else f"The package cannot be read: {error.strerror}."
@@ -185,7 +214,13 @@ def check_files(folder: Path, parsed: Manifest) -> None:
     listed = parsed.block.files
     if parsed.model_file not in listed:
         raise PackageRefused(f"{parsed.model_file} is not listed in package.files.")
-    there = {str(Path(place, name).relative_to(folder)) for place, _, names in os.walk(folder) for name in names}
+    there = set()
+    for place, folders, names in os.walk(folder):
+        there |= {str(Path(place, name).relative_to(folder)) for name in names}
+        for name in (*folders, *names):
+            entry = Path(place, name)
+            if not stat.S_ISREG(entry.lstat().st_mode) and not stat.S_ISDIR(entry.lstat().st_mode):
+                raise PackageRefused(f"{shown(str(entry.relative_to(folder)))} is a link or no regular file.")
     for path in sorted(there - set(listed) - {manifest.FILE}):
         raise PackageRefused(f"{shown(path)} is not listed in package.files.")
     for path in sorted(set(listed) - there):
@@ -202,19 +237,28 @@ def model_size(package: Package) -> int:
     return info.st_size if info else 0
 
 
-def read_model(package: Package) -> bytes:
-    """Return the model file's bytes, the very bytes whose digests were checked; raise PackageRefused."""
-    contents = {package.manifest.model_file: read_file(package.folder, package.manifest.model_file)}
-    if package.manifest.block:
-        for path, digest in package.manifest.block.files.items():
-            data = contents.get(path) or read_file(package.folder, path)
-            if hashlib.sha256(data).hexdigest() != digest.sha256:
-                raise PackageRefused(f"{shown(path)} was changed: its SHA-256 is not the one in package.files.")
-    return contents[package.manifest.model_file]
+def read_model(package: Package) -> ModelFiles:
+    """Return the bytes of the model, the very bytes whose digests were checked; raise PackageRefused.
+
+    Files beside the model that package.files lists are its external data, by file name.
+    """
+    model_file = package.manifest.model_file
+    graph = read_file(package.folder, model_file)
+    external = {}
+    for path, digest in (package.manifest.block.files if package.manifest.block else {}).items():
+        data = graph if path == model_file else read_file(package.folder, path, one_link=True)
+        if hashlib.sha256(data).hexdigest() != digest.sha256:
+            raise PackageRefused(f"{shown(path)} was changed: its SHA-256 is not the one in package.files.")
+        if path != model_file and Path(path).parent == Path(model_file).parent:
+            external[Path(path).name] = data
+    return ModelFiles(graph, external)
 
 
-def read_file(folder: Path, relative: str) -> bytes:
-    """Return a package file's bytes, opened without following a link; raise PackageRefused when that cannot be had."""
+def read_file(folder: Path, relative: str, *, one_link: bool = False) -> bytes:
+    """Return a package file's bytes, opened without following a link; raise PackageRefused when that cannot be had.
+
+    With `one_link` a file that has a second name, which could be changed from elsewhere, is refused.
+    """
     opened = []
     try:
         *inner, name = Path(relative).parts
@@ -222,9 +266,12 @@ def read_file(folder: Path, relative: str) -> bytes:
         for part in inner:
             opened.append(os.open(part, LISTING_FLAGS, dir_fd=opened[-1]))
         opened.append(os.open(name, READING_FLAGS, dir_fd=opened[-1]))
+        if one_link and os.fstat(opened[-1]).st_nlink != 1:
+            raise PackageRefused(f"{shown(relative)} has a second hard link; copy the file instead of linking it.")
         return _read_unchanging(opened[-1], relative)
     except OSError as error:
-        raise PackageRefused(f"{relative} cannot be read: {error.strerror}.") from None
+        label = relative if relative.isprintable() else shown(relative)
+        raise PackageRefused(f"{label} cannot be read: {error.strerror}.") from None
     finally:
         for fd in opened:
             os.close(fd)

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import backends, bitmaps, packages
+from edge_agent import backends, bitmaps, graphs, packages
 from edge_agent.bitmaps import Image, MaskTarget
 from edge_agent.errors import EdgeAgentError, InferenceFailed, PackageRefused
 from edge_agent.jobs import Answer, Failure, Job, Ready, Refused, SessionOptions
@@ -66,7 +66,7 @@ class _Worker:
         _check_unchanged(found)
         session = backends.open_session(model, options)
         self.provider = session.provider
-        self.pipeline = Pipeline(package.manifest, session)
+        self.pipeline = Pipeline(package.manifest, graphs.of(package.manifest, session))
         self._inbox: NDArray[np.uint8] = np.frombuffer(
             mmap.mmap(inbox, bitmaps.LARGEST_IMAGE, prot=mmap.PROT_READ), np.uint8
         )

@@ -1,4 +1,4 @@
-"""Writing a model package: manifest, model and the `package` block, whole at once."""
+"""Writing a model package: manifest, model files and the `package` block, whole at once, the same bytes every time."""
 
 import hashlib
 import json
@@ -7,23 +7,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_agent.manifest import BLOCK_FORMAT
+from edge_agent import block
+from edge_agent.manifest import FILE
+
+MODEL = "model.onnx"
+UNSIGNED = "0" * 64
 
 
 def mochi_manifest(
-    size: tuple[int, int], threshold: float, pixel_classes: tuple[str, ...], *, normalize: bool
+    size: tuple[int, int],
+    threshold: float,
+    pixel_classes: tuple[str, ...],
+    *,
+    normalize: bool,
+    network_size: tuple[int, int] | None = None,
+    interpolation: int | str = 3,
 ) -> dict[str, Any]:
-    """Return the manifest of a `mochi` model with both heads, whose class scores are (anomaly, normal).
+    """Return the manifest of a `mochi` model whose class scores are (anomaly, normal).
 
     Args:
-        size: width and height in pixels, of the network's input and of the images.
+        size: width and height in pixels of the images.
         threshold: the score from which on an image is anomalous.
-        pixel_classes: names of the mask's channels, the background first.
+        pixel_classes: names of the mask's channels, the background first; none for a model without a mask.
         normalize: whether the network wants ImageNet's mean and deviation taken out.
+        network_size: width and height of the network's input; default: the images'.
+        interpolation: how images are brought to it, an OpenCV code or a name.
 
     """
-    width, height = size
-    stage = {
+    width, height = network_size or size
+    stage: dict[str, Any] = {
         "type": "mochi",
         "threshold": threshold,
         "input_shape": [1, 3, height, width],
@@ -31,53 +43,63 @@ def mochi_manifest(
         "image_height": height,
         "image_range_scale": True,
         "normalize": normalize,
-        "interpolation": 3,
-        "raw_image_shape": [height, width],
+        "interpolation": interpolation,
         "classification_head_enabled": True,
-        "segmentation_head_enabled": True,
+        "segmentation_head_enabled": bool(pixel_classes),
         "class_normal_ids": [1],
-        "seg_normal_ids": [0],
+        "seg_normal_ids": [0] if pixel_classes else [],
     }
+    if size == (width, height):
+        stage["raw_image_shape"] = [height, width]
     return {
         "model_graph": {
             "model_graph_type": "single_stage_model_graph",
             "stages": [stage],
             "image_level_classes": {"names": ["anomaly", "normal"], "normal_ids": [1]},
-            "pixel_level_classes": {"names": list(pixel_classes), "normal_ids": [0]},
+            "pixel_level_classes": {"names": list(pixel_classes), "normal_ids": stage["seg_normal_ids"]},
         },
-        "dataset": {"image_width": width, "image_height": height},
-        "runtime": "onnx",
-        "runtime_artifact": "model.onnx",
+        "dataset": {"image_width": size[0], "image_height": size[1]},
     }
 
 
 def write(
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: Mapping[str, Any],
     model: bytes,
     name: str,
     version: str = "1.0.0",
+    *,
     colours: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a package into `folder`, which must not exist or be empty; it appears whole, by rename.
 
-    `colours` are those of pixel classes by name, "#RRGGBB"; the others keep the palette's.
+    Args:
+        folder: the package's folder.
+        manifest: the manifest without its `package` block and runtime.
+        model: the ONNX model.
+        name: the component's name.
+        version: the component's version, x.y.z.
+        colours: those of pixel classes by name, "#RRGGBB"; the others keep the palette's.
+        more: further keys of the `package` block.
 
     Raises:
         OSError: the folder cannot be written, or has something in it.
 
     """
     stage = manifest["model_graph"]["stages"][0]["type"]
-    digest = {"size": len(model), "sha256": hashlib.sha256(model).hexdigest()}
-    block = {
-        "format": BLOCK_FORMAT,
+    named = manifest["model_graph"]["pixel_level_classes"]["names"]
+    package = {
+        "format": block.FORMAT,
         "component": {"name": name, "version": version},
-        "files": {f"{stage}/model.onnx": digest},
+        "manifest_sha256": UNSIGNED,
+        "files": {f"{stage}/{MODEL}": {"size": len(model), "sha256": hashlib.sha256(model).hexdigest()}},
         "classes": [
-            {"name": one, **({"hex-color": colours[one]} if colours and one in colours else {})}
-            for one in manifest["model_graph"]["pixel_level_classes"]["names"]
+            {"name": one, **({"hex-color": colours[one]} if colours and one in colours else {})} for one in named
         ],
+        **(more or {}),
     }
+    content = {**manifest, "runtime": "onnx", "runtime_artifact": MODEL, "package": package}
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The manifest, which makes a folder a package, comes last, and the rename at once after it: an agent that watches
     # sees the package appear whole.
@@ -85,8 +107,8 @@ def write(
     shutil.rmtree(beside, ignore_errors=True)
     (beside / stage).mkdir(parents=True)
     try:
-        (beside / stage / "model.onnx").write_bytes(model)
-        (beside / "manifest.json").write_text(json.dumps({**manifest, "package": block}, indent=1) + "\n")
+        (beside / stage / MODEL).write_bytes(model)
+        (beside / FILE).write_bytes(block.sign(json.dumps(content, indent=1).encode() + b"\n"))
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)

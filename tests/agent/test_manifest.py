@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from edge_agent import manifest, palette
+from edge_agent import block, manifest, palette
 from edge_agent.errors import PackageRefused
 from edge_agent.manifest import PixelClass
 from support import packages
@@ -223,4 +223,4 @@ def test_palette():
 
 
 def test_arn():
-    assert manifest.default_arn("board", "3.1.4") == "arn:aws:lookoutvision:local:000000000000:model/board/3"
+    assert block.default_arn("board", "3.1.4") == "arn:aws:lookoutvision:local:000000000000:model/board/3"

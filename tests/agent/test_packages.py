@@ -42,7 +42,7 @@ def test_a_manifest_that_is_a_link_or_a_pipe_is_a_broken_package_and_never_block
     os.mkfifo(tmp_path / "pipe" / "manifest.json")
     assert found(tmp_path) == ["link", "pipe"]
     for name in ("link", "pipe"):
-        assert packages.look(tmp_path / name, tmp_path, ()).refusal.startswith("manifest.json")
+        assert packages.look(tmp_path / name, tmp_path, packages.Rules()).refusal.startswith("manifest.json")
 
 
 def test_folders_that_cannot_be_listed_are_told(tmp_path):
@@ -71,7 +71,10 @@ def test_names(path, expected):
 @shared.needed
 def test_the_shared_models_are_called_as_the_format_says():
     root = shared.FOLDER / "models"
-    looked = [packages.look(path, root, {path.lstat().st_uid}) for path in packages.search(root, lambda _: None)]
+    looked = [
+        packages.look(path, root, packages.Rules({path.lstat().st_uid}))
+        for path in packages.search(root, lambda _: None)
+    ]
     assert {one.name for one in looked} == {"cookies-segmentation", "cookies-classification"}
     assert [one.refusal for one in looked] == ["", ""]
 
@@ -104,13 +107,13 @@ def test_too_many_files_are_refused(tmp_path):
     folder = made.classifier(tmp_path / "board")
     for index in range(packages.MOST_FILES + 10):
         (folder / f"{index}").touch()
-    assert "more than 1000 files" in packages.look(folder, tmp_path, ()).refusal
+    assert "more than 1000 files" in packages.look(folder, tmp_path, packages.Rules()).refusal
 
 
 def test_missing_model_file(tmp_path):
     folder = made.classifier(tmp_path / "board")
     (folder / "mochi" / "model.onnx").unlink()
-    assert packages.look(folder, tmp_path, ()).refusal == "mochi/model.onnx is missing."
+    assert packages.look(folder, tmp_path, packages.Rules()).refusal == "mochi/model.onnx is missing."
 
 
 @pytest.mark.parametrize("kind", ["file", "stage"])

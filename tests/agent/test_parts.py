@@ -172,11 +172,11 @@ def test_a_missing_runtime_is_one_sentence():
     script = """
 import sys
 sys.modules["onnxruntime"] = None
-from edge_agent import _preload, backends
+from edge_agent import _preload, backends, packages
 from edge_agent.errors import PackageRefused
 from edge_agent.jobs import SessionOptions
 try:
-    backends.open_session(b"", SessionOptions())
+    backends.open_session(packages.ModelFiles(b""), SessionOptions())
 except PackageRefused as refusal:
     print(refusal)
 """

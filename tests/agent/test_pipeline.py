@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_agent import manifest, pipeline, resize
+from edge_agent import graphs, manifest, pipeline, resize
 from edge_agent.errors import InferenceFailed, PackageRefused
 from edge_agent.manifest import Calibration
 from edge_agent.pipeline import Pipeline
@@ -19,6 +19,7 @@ class Echo:
     """A session that keeps what it was given and answers what it was told."""
 
     provider = "test"
+    input_dtype = np.dtype(np.float32)
 
     def __init__(self, *outputs):
         self.outputs = [np.asarray(one, np.float32) for one in outputs]
@@ -31,9 +32,13 @@ class Echo:
         pass
 
 
+def pipe(parsed: manifest.Manifest, session: Echo) -> Pipeline:
+    return Pipeline(parsed, graphs.of(parsed, session))
+
+
 def tensor_of(pixels: np.ndarray, **stage) -> np.ndarray:
     session = Echo([[0.25, 0.75]])
-    Pipeline(manifest.parse(packages.manifest(**stage)), session).judge(pixels)
+    pipe(manifest.parse(packages.manifest(**stage)), session).judge(pixels)
     return session.tensor
 
 
@@ -100,7 +105,7 @@ def test_areas_are_counted_as_if_the_map_were_spread(source):
     logits = np.random.default_rng(3).normal(size=(1, 4, *source))
     names = ("background", "a", "b", "c")
     content = packages.manifest(size=(width, height), segmentation=True, pixel_names=names)
-    judge = Pipeline(manifest.parse(content), Echo(logits, [[0.25, 0.75]]))
+    judge = pipe(manifest.parse(content), Echo(logits, [[0.25, 0.75]]))
     verdict, class_map = judge.judge(picture(width, height))
     painted = np.empty((height, width, 3), np.uint8)
     judge.paint(class_map, painted)
@@ -112,7 +117,7 @@ def test_areas_are_counted_as_if_the_map_were_spread(source):
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_no_number_is_no_verdict(score):
-    judge = Pipeline(manifest.parse(packages.manifest()), Echo([[score, 0.0]]))
+    judge = pipe(manifest.parse(packages.manifest()), Echo([[score, 0.0]]))
     with pytest.raises(InferenceFailed, match="no number to compare"):
         judge.judge(picture(64, 64))
 
@@ -121,7 +126,7 @@ def test_a_mask_that_is_no_number_is_no_verdict():
     logits = np.zeros((1, 2, 8, 8))
     logits[0, 1, 3, 3] = np.nan
     content = packages.manifest(segmentation=True, pixel_names=("background", "dent"))
-    judge = Pipeline(manifest.parse(content), Echo(logits, [[0.25, 0.75]]))
+    judge = pipe(manifest.parse(content), Echo(logits, [[0.25, 0.75]]))
     with pytest.raises(InferenceFailed, match="no numbers"):
         judge.judge(picture(64, 64))
 
@@ -137,7 +142,7 @@ def test_a_mask_that_is_no_number_is_no_verdict():
     ],
 )
 def test_outputs_of_another_shape(outputs, words):
-    judge = Pipeline(manifest.parse(packages.manifest()), Echo(*outputs))
+    judge = pipe(manifest.parse(packages.manifest()), Echo(*outputs))
     with pytest.raises(InferenceFailed) as caught:
         judge.judge(picture(64, 64))
     assert words in str(caught.value)

@@ -424,7 +424,7 @@ def test_package_block_names_and_checks_the_package(models):
         (folder / "manifest.json").write_text('{"model_graph": ')
         until(lambda: "has changed" in agent.describe("board").status_message, "it is damaged, and keeps its name")
         assert listed(agent) == {"board": "RUNNING"}
-        (folder / "manifest.json").write_text(json.dumps(content))
+        (folder / "manifest.json").write_bytes(packages.manifest_bytes(content))
         agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
         until(lambda: "has changed" not in agent.describe("board").status_message, "it is whole again")
 

@@ -98,7 +98,7 @@ def test_command_writes_a_package_that_the_agent_takes(line, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "10 images of 384x288" in done.stdout
     (found,) = packages.search(folder / "models", lambda _: None)
-    looked = packages.look(found, folder / "models", {agent_user().uid})
+    looked = packages.look(found, folder / "models", packages.Rules({agent_user().uid}))
     assert (looked.name, looked.version, looked.refusal) == ("my-board", "1.0.0", "")
     with serving(folder / "models") as agent, EdgeAgentClient(str(agent.socket)) as client:
         assert client.start_and_wait("my-board").status_message == ""

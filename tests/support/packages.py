@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent import block
+
 OPSET = 17
 
 
@@ -156,6 +158,13 @@ def manifest(
     }
 
 
+def manifest_bytes(content: dict[str, Any]) -> bytes:
+    """Return a manifest as it is written: with the digest of itself, where it has a `package` block."""
+    if "package" not in content:
+        return json.dumps(content).encode()
+    return block.sign(json.dumps({**content, "package": {**content["package"], "manifest_sha256": "0" * 64}}).encode())
+
+
 def write(folder: Path, content: dict[str, Any], onnx_model: bytes) -> Path:
     """Write a package; whole at once, as a rename makes it. Return the folder."""
     beside = folder.parent / f".{folder.name}.new"
@@ -163,7 +172,7 @@ def write(folder: Path, content: dict[str, Any], onnx_model: bytes) -> Path:
     stage = beside / content["model_graph"]["stages"][0]["type"]
     stage.mkdir(parents=True)
     (stage / "model.onnx").write_bytes(onnx_model)
-    (beside / "manifest.json").write_text(json.dumps(content))
+    (beside / "manifest.json").write_bytes(manifest_bytes(content))
     for path in (beside, *beside.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,20 +1,22 @@
 """Inference runtimes behind one small protocol; each SDK is imported in its own module and nowhere else."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.jobs import SessionOptions
+from edge_agent.packages import ModelFiles
 
 
 class Session(Protocol):
     """A loaded model."""
 
     provider: str
+    input_dtype: np.dtype[Any]
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Return the model's outputs, in the model's order, for one input of 1x3xHxW.
+    def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the model's outputs, in the model's order, for one C-contiguous input of the model's shape.
 
         Raises:
             InferenceFailed: the runtime refused the input or failed on it.
@@ -22,7 +24,7 @@ class Session(Protocol):
         """
 
 
-def open_session(model: bytes, options: SessionOptions) -> Session:
+def open_session(model: ModelFiles, options: SessionOptions) -> Session:
     """Load an ONNX model with the runtime of this device; raise PackageRefused with the reason when it does not load."""
     from edge_agent.backends import onnxruntime
 

@@ -9,12 +9,14 @@ before the import, which is the only moment at which that is possible.
 
 import os
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.errors import InferenceFailed, PackageRefused
 from edge_agent.jobs import SessionOptions
+from edge_agent.packages import ModelFiles
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 try:
@@ -23,12 +25,13 @@ except ImportError:  # pragma: no cover  (seen where the extra is not installed)
     ort = None
 
 ERRORS_ONLY = 3
+INPUT_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
 
 
 class OrtSession:
     """An ONNX model on ONNX Runtime's CPU provider."""
 
-    def __init__(self, model: bytes, options: SessionOptions) -> None:
+    def __init__(self, model: ModelFiles, options: SessionOptions) -> None:
         """Load the model; raise PackageRefused with the runtime's reason when it does not load."""
         if ort is None:
             raise PackageRefused(
@@ -40,22 +43,28 @@ class OrtSession:
         settings.log_severity_level = ERRORS_ONLY
         # Spinning threads win on an idle machine and lose up to half beside a busy neighbour.
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
-        # A model is loaded from the bytes that were checked. What it would load besides, from a file beside it, was not:
-        # in this "folder" there is no file, whatever name the model gives.
+        # A model is loaded from the bytes that were checked, its external data too. What it would load besides, from a
+        # file, was not checked: in this "folder" there is no file, whatever name the model gives.
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
+        if model.external:
+            names, contents = zip(*model.external.items(), strict=True)
+            settings.add_external_initializers_from_files_in_memory(
+                list(names), [bytes(one) for one in contents], [len(one) for one in contents]
+            )
         try:
-            self._session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(model.graph, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  (the runtime raises many classes that share no base)
             raise PackageRefused(f"ONNX Runtime cannot load the model: {_sentence(error)}") from None
         self.provider = str(self._session.get_providers()[0])
         inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES:
             listed = ", ".join(f"{one.name} {one.type}" for one in inputs) or "none"
-            raise PackageRefused(f"The model must have one float32 input; it has: {listed}.")
+            raise PackageRefused(f"The model must have one float32 input (uint8 when compiled); it has: {listed}.")
         self._input = inputs[0].name
+        self.input_dtype = INPUT_TYPES[inputs[0].type]
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Return the model's outputs for one input of 1x3xHxW; raise InferenceFailed with the runtime's cause."""
+    def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the model's outputs for one input of its shape; raise InferenceFailed with the runtime's cause."""
         try:
             return list(self._session.run(None, {self._input: tensor}))
         except Exception as error:  # noqa: BLE001

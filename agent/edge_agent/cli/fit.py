@@ -6,9 +6,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.block import NAME
 from edge_agent.cli.detect import IMAGE_SUFFIXES
 from edge_agent.client import read_image
-from edge_agent.manifest import NAME
 
 NEEDS_EXTRA = "Fitting needs the `onnx` package; install it with: pip install 'vision-edge-agent[packaging]'"
 
