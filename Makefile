@@ -16,10 +16,18 @@ endif
 
 BIN := $(VENV)/bin
 
-.PHONY: test lint demo proto lock clean
+# The tests that need PyTorch have an environment of their own, which is large and which nothing else needs.
+TORCH := 2.13.0
+TORCH_VENV := $(VENV)-torch
+
+.PHONY: test test-torch lint demo proto lock clean
 
 test: $(VENV)/.installed lint
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# Packages from TorchScript, with a CPU build of PyTorch where pip finds one.
+test-torch: $(TORCH_VENV)/.installed
+	$(TORCH_VENV)/bin/pytest -m torch tests/torchscript $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -36,7 +44,7 @@ proto: $(VENV)/.installed
 
 # Renews the versions that CI and every newcomer get. Needs uv.
 lock:
-	uv pip compile --universal --python-version 3.10 --extra cpu --extra packaging --extra demo --extra dev \
+	uv pip compile --universal --python-version 3.10 --extra cpu --extra packaging --extra demo --extra s3 --extra dev \
 	    --no-header --no-annotate --upgrade -o constraints.txt pyproject.toml
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -44,5 +52,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
 	touch $@
 
+$(TORCH_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]' torch==$(TORCH)
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TORCH_VENV) .mypy_cache .pytest_cache .ruff_cache
