@@ -30,6 +30,7 @@ KEYS = {
 # What a compiled graph has inside it. There are no partly compiled ones.
 COMPILED = {"input": "uint8 NHWC", "normalisation": True, "argmax": True, "score": True}
 SELF_DIGEST = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
+COMPONENT = re.compile(rf'"component": {{\s*"name": "({NAME.pattern})",\s*"version": "({VERSION.pattern})"'.encode())
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,17 @@ def read_block(keys: Keys) -> Block:
         target=_target(keys) if keys.has("target") else None,
         compiled=_compiled(keys),
     )
+
+
+def claimed(manifest: bytes) -> tuple[str, str] | None:
+    """Return the name and version that stand in a manifest's block, also where damage has made it no JSON any more."""
+    found = COMPONENT.search(manifest)
+    return (found[1].decode(), found[2].decode()) if found else None
+
+
+def is_signed(manifest: bytes) -> bool:
+    """Return whether a manifest has a digest of itself, also where damage has taken the name of its block."""
+    return bool(SELF_DIGEST.search(manifest))
 
 
 def sign(manifest: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,21 +61,22 @@ class CompiledGraph:
     """
 
     def __init__(self, manifest: Manifest, session: Session) -> None:
-        self._segmentation = manifest.stage.segmentation
-        self._count = 2 * manifest.stage.segmentation + manifest.stage.classification
+        stage = manifest.stage
+        self._maps = ["class_map uint8 1xHxW"] if stage.segmentation else []
+        self._numbers = ["mask_mean float32 1"] if stage.segmentation else []
+        self._numbers += ["score float32 1"] if stage.classification else []
         self._classes = len(manifest.classes)
         self._session = session
 
     def read(self, pixels: Pixels) -> Reading:
         """Return what the graph says of an image of the input size."""
-        outputs = self._session.run(np.ascontiguousarray(pixels)[None])
-        if len(outputs) != self._count or (
-            self._segmentation and (outputs[0].dtype != np.uint8 or outputs[0].shape[:-2] != (1,))
-        ):
-            shapes = ", ".join(f"{one.dtype} {'x'.join(map(str, one.shape))}" for one in outputs)
-            raise InferenceFailed(f"The compiled model's outputs are {shapes}; the manifest promises {self._count}.")
+        outputs = _of_numbers(self._session.run(np.ascontiguousarray(pixels)[None]))
+        if not self._fit(outputs):
+            told = ", ".join(f"{one.dtype} {'x'.join(map(str, one.shape))}" for one in outputs)
+            promised = ", ".join([*self._maps, *self._numbers])
+            raise InferenceFailed(f"The compiled model's outputs are {told}; by manifest.json they are {promised}.")
         score = float(outputs[-1].reshape(-1)[0])
-        if not self._segmentation:
+        if not self._maps:
             return Reading(score, None)
         class_map = outputs[0][0]
         if math.isnan(outputs[1].reshape(-1)[0]):  # the mean of anything with a NaN is NaN
@@ -85,6 +86,14 @@ class CompiledGraph:
                 f"The model gave class {class_map.max()}; the manifest names {self._classes} classes."
             )
         return Reading(score, class_map)
+
+    def _fit(self, outputs: list[NDArray[Any]]) -> bool:
+        maps, numbers = outputs[: len(self._maps)], outputs[len(self._maps) :]
+        return (
+            (len(maps), len(numbers)) == (len(self._maps), len(self._numbers))
+            and all(one.dtype == np.uint8 and one.ndim == 3 and len(one) == 1 and one.size for one in maps)
+            and all(one.dtype == np.float32 and one.size == 1 for one in numbers)
+        )
 
 
 class NetworkGraph:
@@ -101,7 +110,7 @@ class NetworkGraph:
 
     def read(self, pixels: Pixels) -> Reading:
         """Return what the network says of an image of the input size."""
-        logits, scores = self._heads(self._session.run(self._preprocess(pixels)))
+        logits, scores = self._heads(_of_numbers(self._session.run(self._preprocess(pixels))))
         if scores is not None:
             anomalous = [one for one in range(len(scores)) if one not in self._stage.class_normal_ids]
             score = float(scores[anomalous].sum())
@@ -131,7 +140,9 @@ class NetworkGraph:
             raise InferenceFailed(f"The model's outputs are {shapes}; the manifest promises {' and '.join(wanted)}.")
         logits = outputs[0] if stage.segmentation else None
         scores = outputs[-1] if stage.classification else None
-        if logits is not None and (logits.ndim != 4 or logits.shape[:2] != (1, len(self._manifest.classes))):
+        if logits is not None and (
+            logits.ndim != 4 or logits.shape[:2] != (1, len(self._manifest.classes)) or not logits.size
+        ):
             raise InferenceFailed(
                 f"The model's outputs are {shapes}; for {len(self._manifest.classes)} pixel classes the mask logits must be "
                 f"1x{len(self._manifest.classes)}xHxW."
@@ -154,6 +165,14 @@ class NetworkGraph:
             logits = logits + bias
         small: NDArray[np.uint8] = logits.argmax(axis=0).astype(np.uint8)
         return small
+
+
+def _of_numbers(outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return a model's outputs; raise InferenceFailed when one is text, or a list, which ONNX knows, too."""
+    for one in outputs:
+        if not isinstance(one, np.ndarray) or one.dtype.kind not in "biuf":
+            raise InferenceFailed("The model has an output that is no tensor of numbers.")
+    return outputs
 
 
 def normalisation(stage: Stage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -127,15 +127,19 @@ def look(folder: Path, root: Path, rules: Rules) -> Found:
     try:
         check_trust(signature, rules.trusted_uids)
         data = read_file(folder, manifest.FILE)
+        by_path = name, version
+        # What is refused below is listed by the path where that tells both, else by what is left of the block: a
+        # model must not vanish because its manifest is damaged.
+        if not block.VERSION.fullmatch(folder.parent.name):
+            name, version = block.claimed(data) or by_path
         content = manifest.parse_json(data)
         if content is None or "model_graph" not in content:
             raise PackageRefused("manifest.json has no model_graph any more.")
-        if "package" in content:
+        if "package" in content or block.is_signed(data):
             block.check_signed(data)
         parsed = manifest.parse(content)
-        arn = block.default_arn(name, version)
-        if parsed.block:
-            name, version, arn = parsed.block.name, parsed.block.version, parsed.block.arn
+        name, version = (parsed.block.name, parsed.block.version) if parsed.block else by_path
+        arn = parsed.block.arn if parsed.block else block.default_arn(name, version)
         check_files(folder, parsed)
         notes = parsed.notes
         if parsed.block and parsed.block.target and not rules.any_target:

@@ -122,9 +122,14 @@ class Pipeline:
         if class_map.only_background:
             target.fill(WHITE)
             return
-        coloured = np.take(self._palette, class_map.small).view(np.uint8)[:, class_map.spread.bytes]
+        small, spread = class_map.small, class_map.spread
+        marked = np.flatnonzero(small.any(axis=1))
+        band = slice(marked[0], marked[-1] + 1)
+        coloured = np.full((small.shape[0], len(spread.bytes)), WHITE, np.uint8)
         # mode="clip" lets NumPy write into the target itself; the indices are in range anyway.
-        np.take(coloured, class_map.spread.rows, axis=0, out=target.reshape(target.shape[0], -1), mode="clip")
+        colours = np.take(self._palette, small[band]).view(np.uint8)
+        np.take(colours, spread.bytes, axis=1, out=coloured[band], mode="clip")
+        np.take(coloured, spread.rows, axis=0, out=target.reshape(target.shape[0], -1), mode="clip")
 
     def _score(self, score: float) -> np.float32:
         """Return the anomaly score, calibrated where the stage says how; a stage without classes is never calibrated."""

@@ -19,7 +19,7 @@ from typing import Any
 from model_packager import destinations
 from model_packager.errors import PackagingRefused
 
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}")
 # All processes of a job carry its folder in this variable of their environment, so that they are found again.
 MARK = "MODEL_PACKAGER_JOB"
 KILL_PATIENCE = 10.0
@@ -145,7 +145,7 @@ class Store:
         name = str(order["request"]["JobName"])
         if not NAME.fullmatch(name):
             raise PackagingRefused(
-                f"A job name has 1 to 63 of a-z A-Z 0-9 _ - and begins with none of the last two: {name!a}"
+                f"A job name has 1 to 64 of a-z A-Z 0-9 _ - and begins with none of the last two: {name!a}"
             )
         destination = destinations.of(str(order["output"]))
         self.list()  # what a dead job has left would be in the way

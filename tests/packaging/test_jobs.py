@@ -285,9 +285,9 @@ def test_a_name_is_used_once(place):
     assert place.store.get("job").status is Status.CREATED
 
 
-@pytest.mark.parametrize("name", ["", "../job", "a/b", ".new", "-a", "a b", "a.b", "é", "a" * 64, "a\n"])
+@pytest.mark.parametrize("name", ["", "../job", "a/b", ".new", "-a", "a b", "a.b", "é", "a" * 65, "a\n"])
 def test_what_cannot_be_a_name(place, name):
-    with pytest.raises(PackagingRefused, match="1 to 63"):
+    with pytest.raises(PackagingRefused, match="1 to 64"):
         place.create(name)
     assert not place.store.path.exists()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.errors import InferenceFailed, PackageRefused
+from edge_agent.errors import InferenceFailed, PackageRefused, extra
 from edge_agent.jobs import SessionOptions
 from edge_agent.packages import ModelFiles
 
@@ -34,9 +34,7 @@ class OrtSession:
     def __init__(self, model: ModelFiles, options: SessionOptions) -> None:
         """Load the model; raise PackageRefused with the runtime's reason when it does not load."""
         if ort is None:
-            raise PackageRefused(
-                "ONNX Runtime is not installed; install it with: pip install 'vision-edge-agent[cpu]'."
-            )
+            raise PackageRefused(f"ONNX Runtime is not installed; {extra('cpu')}.")
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
@@ -77,5 +75,7 @@ def _sentence(error: Exception) -> str:
     first = str(error).strip().partition("\n")[0]
     if "xternal data" in first or "model_path must not be empty" in first:
         return "it keeps its weights in a second file (external data); export it as one file."
-    first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |\S*onnxruntime_src/\S+ ?", "", first)
+    if unlisted := re.search("External file: (.*) not found from the table", first):
+        return f"it keeps weights in {unlisted[1]!a:.120}, which package.files does not list beside the model."
+    first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |\S*onnxruntime_src/\S+ ?|\w+\.cc:\d+ \w+ ", "", first)
     return first if len(first) <= 300 else f"{first[:300]}..."

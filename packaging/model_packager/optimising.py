@@ -1,0 +1,205 @@
+"""What is done to a compiled graph before it is packaged: constants folded, and arithmetic of fewer bits where asked."""
+
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+# For what it does: it switches off ONNX Runtime's telemetry, which is only possible before that is imported.
+import edge_agent.backends.onnxruntime  # noqa: F401
+from model_packager import fusing, onnx_files
+from model_packager.errors import PackagingRefused
+
+FP32, FP16, INT8 = "fp32", "fp16", "int8"
+PRECISIONS = (FP32, FP16, INT8)
+PER_CHANNEL, PER_TENSOR = "per-channel", "per-tensor"
+ERRORS_ONLY = 3
+# Convolutions hold nearly all the work of an inspection network; what may stay between two of them in integers without
+# a conversion (activations that clip, sums of branches) comes along. Distances and scores are left in float32.
+INTEGER_OPERATORS = ("Conv", "Clip", "Relu", "Add")
+FEWEST_CALIBRATION_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How a model becomes int8: one scale per channel or per tensor, which operators, and nodes that stay float32."""
+
+    weights: str = PER_CHANNEL
+    operators: tuple[str, ...] = INTEGER_OPERATORS
+    excluded: tuple[str, ...] = ()
+
+
+def fold(model: onnx.ModelProto, work: Path) -> onnx.ModelProto:
+    """Return the model with constants folded and idle nodes taken out, by ONNX Runtime's own basic optimisations.
+
+    The basic level, since it gives standard operators that every runtime and every processor of the architecture has.
+    The extended one was measured no faster, at loading or running: the runtime does the rest when it loads the model.
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    settings.log_severity_level = ERRORS_ONLY
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        target = Path(folder) / "folded.onnx"
+        settings.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001  (the runtime raises many classes that share no base)
+            raise PackagingRefused(f"ONNX Runtime cannot load the model: {_first_line(error)}") from None
+        folded = onnx.load(target)
+    _forget_unused_domains(folded)
+    folded.ir_version = min(folded.ir_version, onnx_files.NEWEST_IR)
+    return folded
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the compiled graph with the network's weights and arithmetic in float16; what is ours stays float32.
+
+    Raises:
+        PackagingRefused: the converter cannot do it.
+
+    """
+    from onnxruntime.transformers import float16
+
+    inner = _network(model)
+    try:
+        with warnings.catch_warnings():
+            # It warns of numbers that float16 has not; what they do to verdicts is found by the comparison.
+            warnings.simplefilter("ignore")
+            inner = float16.convert_float_to_float16(
+                inner, keep_io_types=True, op_block_list=float16.DEFAULT_OP_BLOCK_LIST
+            )
+    except Exception as error:  # noqa: BLE001  (the converter raises whatever comes)
+        raise PackagingRefused(
+            f"The model cannot be converted to float16: {type(error).__name__}: {_first_line(error)} Use --precision fp32."
+        ) from None
+    converted = onnx.ModelProto()
+    converted.CopyFrom(model)
+    graph = converted.graph
+    ours = [node for node in model.graph.node if node.name.startswith(fusing.PREFIX)]
+    # The converter adds a conversion once for each node that needs it, with the same output each time.
+    once = {tuple(node.output): node for node in inner.graph.node}
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(_sorted([*ours, *once.values()]))
+    read = {name for node in ours for name in onnx_files.reads(node)}
+    graph.initializer.extend(one for one in model.graph.initializer if one.name in read)
+    graph.initializer.extend(inner.graph.initializer)
+    return converted
+
+
+def _network(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the part of a compiled graph that is not ours, as a model whose inputs and outputs are the borders."""
+    whole = onnx.shape_inference.infer_shapes(model).graph
+    types = {one.name: one for one in (*whole.value_info, *whole.input, *whole.output)}
+    inside = [node for node in whole.node if not node.name.startswith(fusing.PREFIX)]
+    outside = [node for node in whole.node if node.name.startswith(fusing.PREFIX)]
+    # A weight that is read on both sides is two, since only one of them is converted.
+    shared = {one.name for one in whole.initializer} & {name for node in outside for name in onnx_files.reads(node)}
+    for node in inside:
+        node.input[:] = [f"{name}#network" if name in shared else name for name in node.input]
+    made = {name for node in inside for name in node.output}
+    read = {name for node in inside for name in onnx_files.reads(node)}
+    wanted = {one.name for one in whole.output} | {name for node in outside for name in node.input}
+    weights = []
+    for one in whole.initializer:
+        if one.name in shared:
+            one.name = f"{one.name}#network"
+        if one.name in read:
+            weights.append(one)
+    known = made | {one.name for one in weights}
+    graph = onnx.helper.make_graph(
+        inside,
+        whole.name,
+        [types[name] for name in sorted(read - known) if name in types],
+        [types[name] for name in sorted(made & wanted)],
+        weights,
+    )
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _sorted(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield each node after those whose outputs it reads."""
+    makers = {name: index for index, node in enumerate(nodes) for name in node.output}
+    needs = {
+        index: [makers[name] for name in sorted(onnx_files.reads(node)) if name in makers]
+        for index, node in enumerate(nodes)
+    }
+    return (nodes[index] for index in TopologicalSorter(needs).static_order())
+
+
+def to_int8(model: onnx.ModelProto, bitmaps: Iterable[NDArray[np.uint8]], how: Integers, work: Path) -> onnx.ModelProto:
+    """Return the model quantised statically: weights int8, activations uint8, ranges measured on calibration images.
+
+    Args:
+        model: a compiled graph.
+        bitmaps: calibration images of the network's input size, height x width x 3 (uint8).
+        how: granularity and operators.
+        work: a folder for temporary files.
+
+    Raises:
+        PackagingRefused: the quantiser cannot do it.
+
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    names = {node.name for node in model.graph.node}
+    unknown = [one for one in how.excluded if one not in names]
+    if unknown:
+        raise PackagingRefused(
+            f"--int8-exclude names {unknown[0]!r:.80}, which is no node of the compiled graph; `edge-agent package inspect "
+            "--nodes` lists them."
+        )
+
+    class Images(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._rest = iter(bitmaps)
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            bitmap = next(self._rest, None)
+            return None if bitmap is None else {fusing.INPUT: bitmap[None]}
+
+    ours = [name for name in names if name.startswith(fusing.PREFIX)]
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        source, target = Path(folder) / "source.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        try:
+            quantize_static(
+                source,
+                target,
+                Images(),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=how.weights == PER_CHANNEL,
+                op_types_to_quantize=list(how.operators),
+                nodes_to_exclude=[*ours, *how.excluded],
+            )
+        except Exception as error:  # noqa: BLE001  (the quantiser raises whatever comes)
+            raise PackagingRefused(
+                f"The model cannot be quantised: {type(error).__name__}: {_first_line(error)} Use --precision fp32."
+            ) from None
+        quantised = onnx.load(target)
+    _forget_unused_domains(quantised)
+    return quantised
+
+
+def _forget_unused_domains(model: onnx.ModelProto) -> None:
+    """Drop operator sets that no node uses, which the runtime declares all the same, and what it says of itself."""
+    used = {node.domain for node in model.graph.node} | {""}
+    kept = [one for one in model.opset_import if one.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    del model.metadata_props[:]
+    model.producer_name, model.producer_version = "edge-agent", ""
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of a library's message as a sentence."""
+    return f"{str(error).strip().partition(chr(10))[0].rstrip('.'):.300}."
