@@ -6,11 +6,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before any test imports the runtime, which else sends telemetry and leaves a file of its own in the temporary folder.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 import posix_ipc
 import pytest
 
 from support import shared
-from support.agent import place
+from support.agent import Agent, place
 from support.users import I_AM_ROOT, agent_user
 
 
@@ -21,6 +24,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"shared data: {shared.FOLDER}; {wanting} tests skipped for want of it")
     if I_AM_ROOT:
         terminalreporter.write_line(f"run by root: agents ran as uid {agent_user().uid}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_agent_is_closed() -> Iterator[None]:
+    """An agent that is not closed leaves its folder behind."""
+    yield
+    assert Agent.unclosed == set()
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ LONGEST = 107
 
 def socket_path(address: str) -> Path:
     """Return the absolute path in `unix:///path`, `unix:path` or a plain path; raise ValueError with what to write."""
+    if not isinstance(address, str):
+        raise ValueError("an address is a text, as in unix:///tmp/agent.sock")  # noqa: TRY004  (what callers are promised)
     text = address.removeprefix("unix:")
     if address.startswith("unix://"):
         text = address.removeprefix("unix://")
@@ -19,6 +21,8 @@ def socket_path(address: str) -> Path:
     if not text or text.endswith("/"):
         raise ValueError("the path of the socket is missing, as in unix:///tmp/agent.sock")
     path = Path(text).absolute()
+    if any("\ud800" <= one <= "\udfff" for one in str(path)):
+        raise ValueError("a socket path must be UTF-8, since gRPC takes no other; give the socket another path")
     if any(one in str(path) for one in "%#?"):
         raise ValueError("a socket path may not have %, # or ? in it, which gRPC reads as parts of an address")
     if len(bytes(path)) > LONGEST:

@@ -6,6 +6,7 @@ for each package.
 
 import errno
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,16 @@ GONE = {errno.ENOENT, errno.ENOTDIR}
 
 
 class Catalog:
-    """The packages in the models folders. A folder is a source; within one the highest version of a component wins."""
+    """The packages in the models folders. A folder is a source; within one the highest version of a component wins.
+
+    A models folder may be a link, which is followed anew at each look. What is found is named by where it really is, so
+    that turning the link in the middle of a look or a load cannot mix two packages.
+    """
 
     def __init__(self, roots: Iterable[Path], rules: Rules) -> None:
-        self._roots = tuple(root.resolve() for root in roots)
+        self._roots = tuple(root.absolute() for root in roots)
+        # Where a models folder is or was, all links followed -> which one it is, counted from 0.
+        self._sources: dict[Path, int] = {}
         self._rules = rules
         self._settled: dict[Path, Found] = {}
         self._seen: dict[Path, Signature] | None = None
@@ -39,18 +46,34 @@ class Catalog:
         is being copied or replaced is left alone. The very first look counts at once.
         """
         self._unseen.clear()
-        now = {found.folder: found for root in self._roots for found in self._look_below(root)}
+        real = [_real(root) for root in self._roots]
+        self._sources |= {root: source for source, root in reversed(list(enumerate(real)))}
+        now = {found.folder: found for root in real for found in self._look_below(root)}
         if self._seen is None:
             self._settled = dict(now)
         else:
             for folder, found in now.items():
                 if self._seen.get(folder) == found.signature:
                     self._settled[folder] = found
-            for folder in set(self._settled) - set(now) - set(self._seen):
-                if not self._unseen & {folder, *folder.parents}:
-                    del self._settled[folder]
-        self._seen = {folder: found.signature for folder, found in now.items()}
+        # What could not be looked at counts as seen, as it was.
+        seen = {folder: found for folder, found in self._settled.items() if self._unseen & {folder, *folder.parents}}
+        for folder in set(self._settled) - set(now) - set(self._seen or ()) - set(seen):
+            del self._settled[folder]
+        self._seen = {folder: found.signature for folder, found in (seen | now).items()}
         return self._by_name()
+
+    def source(self, found: Found) -> int:
+        """Return which of the models folders a package is from, counted from 0."""
+        return self._sources[found.root]
+
+    def moved(self, found: Found) -> Found:
+        """Return a package with the place that its models folder has this instant, if that is a link and was turned."""
+        source = self.source(found)
+        root = _real(self._roots[source])
+        if root == found.root:
+            return found
+        self._sources.setdefault(root, source)
+        return replace(found, root=root, folder=root / found.folder.relative_to(found.root))
 
     def _look_below(self, root: Path) -> list[Found]:
         found = []
@@ -77,19 +100,19 @@ class Catalog:
         return found
 
     def _by_name(self) -> dict[str, list[Found]]:
-        best: dict[tuple[str, Path], Found] = {}
+        best: dict[tuple[str, int], Found] = {}
         for folder in sorted(self._settled):
             found = self._settled[folder]
-            other = best.setdefault((found.name, found.root), found)
+            other = best.setdefault((found.name, self.source(found)), found)
             if other is found:
                 continue
             winner, loser = (found, other) if _version(found) > _version(other) else (other, found)
-            best[found.name, found.root] = winner
+            best[found.name, self.source(found)] = winner
             self._tell(
                 f"{found.name}: version {winner.version} in {winner.folder} is used, version {loser.version} in {loser.folder} is not."
             )
         by_name: dict[str, list[Found]] = {}
-        for (name, _), found in sorted(best.items(), key=lambda item: self._roots.index(item[0][1])):
+        for (name, _), found in sorted(best.items(), key=lambda item: item[0][1]):
             by_name.setdefault(name, []).append(found)
         return by_name
 
@@ -98,7 +121,9 @@ class Catalog:
         folder = folder or Path(error.filename)
         if error.errno not in GONE:
             self._unseen.add(folder)
-        elif folder not in self._roots:
+            if folder in self._sources:  # a whole source, of which what was seen where its link led before stays, too
+                self._unseen |= {root for root, source in self._sources.items() if source == self._sources[folder]}
+        elif folder not in self._sources:
             return  # gone between two system calls: the next look will not find it
         self._tell(f"Folder {folder} cannot be looked at: {error.strerror}; it is tried again all the time.")
 
@@ -107,6 +132,10 @@ class Catalog:
         if sentence not in self._told:
             self._told.add(sentence)
             logger.warning("%s", sentence)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _unreadable(folder: Path, root: Path, error: OSError) -> Found:

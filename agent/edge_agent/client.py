@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from edge_agent import address
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
+from edge_agent.errors import shown
+from edge_agent.images import pixels_of
 from edge_agent.segments import SegmentPool
 
 if TYPE_CHECKING:
+    from PIL import Image
     from typing_extensions import Self
 
 OPTIONS = (
@@ -117,7 +119,7 @@ class AnomalyType:
 
 @dataclass(frozen=True)
 class Detection:
-    """A verdict; `mask` is height x width x 3 (uint8), None when the model makes none.
+    """A verdict; `mask` is height x width x 3 (uint8), None when there is none (see `mask_left_out`).
 
     A mask that came through shared memory is a view of it: keep it as long as you like, and copy it to keep many.
     """
@@ -128,6 +130,11 @@ class Detection:
     anomaly_threshold: float
     anomalies: tuple[AnomalyType, ...]
     mask: NDArray[np.uint8] | None
+
+    @property
+    def mask_left_out(self) -> bool:
+        """Whether the model made a mask, and the agent left it out of its answer (its setting `inline_mask_limit`)."""
+        return self.mask is None and bool(self.anomalies)
 
 
 class EdgeAgentClient:
@@ -167,16 +174,16 @@ class EdgeAgentClient:
 
     def describe_model(self, name: str) -> ModelInfo:
         """Return one deployed model; raise CallFailed."""
-        response = self._call("DescribeModel", pb2.DescribeModelRequest(model_component=name))
+        response = self._call("DescribeModel", pb2.DescribeModelRequest(model_component=_component(name)))
         return _info(response.model_description)
 
     def start_model(self, name: str) -> None:
         """Begin to load a model; raise CallFailed."""
-        self._call("StartModel", pb2.StartModelRequest(model_component=name))
+        self._call("StartModel", pb2.StartModelRequest(model_component=_component(name)))
 
     def stop_model(self, name: str) -> None:
         """Unload a model; raise CallFailed."""
-        self._call("StopModel", pb2.StopModelRequest(model_component=name))
+        self._call("StopModel", pb2.StopModelRequest(model_component=_component(name)))
 
     def start_and_wait(
         self, name: str, timeout: float | None = None, progress: Callable[[ModelInfo], None] = lambda _: None
@@ -216,7 +223,7 @@ class EdgeAgentClient:
     def detect(
         self,
         name: str,
-        image: "NDArray[np.uint8] | str | os.PathLike[str]",
+        image: "NDArray[np.uint8] | Image.Image | str | os.PathLike[str]",
         *,
         shm: bool = True,
         timeout: float | None = None,
@@ -225,23 +232,24 @@ class EdgeAgentClient:
 
         Args:
             name: the model component, RUNNING.
-            image: height x width x 3, uint8, RGB; or the path of an image file.
+            image: height x width x 3, uint8, RGB; or a Pillow image or the path of a file, read as by
+                `edge_agent.images.read_image`.
             shm: send image and mask through shared memory, else inline. Inline works also where client and agent share
                 no /dev/shm.
             timeout: the call's deadline in seconds, or None.
 
         Raises:
             CallFailed: the agent refused the image or could not answer; a subclass says how.
-            ValueError: the image is not height x width x 3 of uint8, or the file is none.
+            ValueError: it is no image, or none that 8-bit RGB can be made of (NotAnImage).
             SharedMemoryFull: there is no room for the image in /dev/shm.
+            OSError: shared memory cannot be used at all.
 
         """
-        pixels = read_image(image) if isinstance(image, str | os.PathLike) else image
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-            shape = "x".join(map(str, pixels.shape))
-            raise ValueError(f"image is {pixels.dtype} {shape}; it must be uint8, height x width x 3.")
+        pixels = pixels_of(image)
         height, width = pixels.shape[:2]
-        request = pb2.DetectAnomaliesRequest(model_component=name, bitmap=pb2.Bitmap(width=width, height=height))
+        request = pb2.DetectAnomaliesRequest(
+            model_component=_component(name), bitmap=pb2.Bitmap(width=width, height=height)
+        )
         if not shm:
             request.bitmap.byte_data = pixels.tobytes()
             return _detection(self._call("DetectAnomalies", request, timeout), None)
@@ -254,7 +262,10 @@ class EdgeAgentClient:
             response = self._call("DetectAnomalies", request, timeout)
         finally:
             self._segments.give_back(frame)
-        if not response.detect_anomaly_result.HasField("anomaly_mask"):
+        # Every answer of a segmentation model has anomalies, be it the background alone.
+        if response.detect_anomaly_result.anomalies:
+            self._maskless.discard(name)
+        else:
             self._maskless.add(name)
         return _detection(response, mask)
 
@@ -279,17 +290,14 @@ class EdgeAgentClient:
         raise kinds.get(rpc, kinds[""])(code, details)
 
 
-def read_image(path: "str | os.PathLike[str]") -> NDArray[np.uint8]:
-    """Return a file's pixels, height x width x 3 (uint8), RGB, as the clients of the field read them; raise ValueError."""
+def _component(name: str) -> str:
+    """Return a name that the wire can carry; raise NameRejected for what is no text."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise ValueError("is not an image that Pillow can read") from None
-    except FileNotFoundError:
-        raise ValueError("does not exist") from None
-    except Exception as error:  # noqa: BLE001  (Pillow's decoders raise whatever a damaged file makes them stumble over)
-        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        name.encode()
+    except (AttributeError, UnicodeEncodeError):
+        told = f"model_component is {shown(str(name))}; a name has 1 to 128 of the characters a-z A-Z 0-9 - _ ."
+        raise NameRejected(grpc.StatusCode.INVALID_ARGUMENT, told) from None
+    return name
 
 
 def _info(message: Any) -> ModelInfo:

@@ -1,6 +1,8 @@
 """The agent's settings: frozen, from defaults < YAML file < EDGE_AGENT_* environment < flags, refused before start."""
 
+import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -25,10 +28,14 @@ from pydantic_settings import (
 )
 
 from edge_agent import address
-from edge_agent.errors import AgentRefused
+from edge_agent.errors import AgentRefused, printable
 from edge_agent.packages import Rules
 
 PREFIX = "EDGE_AGENT_"
+# Variables of ours that are no settings: where the tests look for the shared data.
+OTHER_VARIABLES = {"EDGE_AGENT_SHARED"}
+# An empty variable counts as none, but for this one, where empty has a meaning of its own.
+MAY_BE_EMPTY = "socket_group"
 # (uid_t) -1 means "leave as it is" to chown(2).
 LARGEST_ID = 2**32 - 2
 
@@ -51,20 +58,22 @@ def _check_texts(value: object) -> None:
             _check_texts(one)
 
 
-def _mode(value: object) -> object:
-    """Read a file mode written in octal, as everybody writes modes; YAML's own octal numbers are taken as they are."""
-    if isinstance(value, str):
-        try:
-            return int(value, 8)
-        except ValueError:
-            raise ValueError('write the mode in octal, as in "0660"') from None
-    return value
+def _mode(value: object) -> int:
+    """Read a file mode written in octal, as everybody writes modes.
+
+    A number is refused: YAML has read it by then, and 0660 in octal and 432 in decimal are the same to us.
+    """
+    if not isinstance(value, str):
+        raise ValueError('write the mode in quotes, in octal, as in "0660"')  # noqa: TRY004  (what pydantic tells of)
+    if not re.fullmatch("(0o)?0?[0-7]{1,3}", value):
+        raise ValueError('write the mode in octal, at most 0777, as in "0660"')
+    return int(value, 8)
 
 
 Folders = Annotated[tuple[Path, ...], NoDecode, _split(":")]
 Names = Annotated[tuple[str, ...], NoDecode, _split(",")]
 Uids = Annotated[tuple[int, ...], NoDecode, _split(",")]
-Mode = Annotated[int, BeforeValidator(_mode), Field(ge=0, le=0o777)]
+Mode = Annotated[int, BeforeValidator(_mode)]
 
 
 class ModelSettings(BaseModel):
@@ -85,7 +94,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     socket: str = Field(address.DEFAULT, description="Address to serve on: unix:///path, unix:path or a path.")
-    socket_mode: Mode = Field(0o660, description="Mode of the socket, in octal.")
+    socket_mode: Mode = Field(
+        0o660, validate_default=False, description="Mode of the socket, in octal; in the file in quotes."
+    )
     socket_group: str = Field(
         "ggc_group",
         description="Group of the socket (name or number); empty: the agent's own. A missing group is a warning.",
@@ -201,6 +212,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Give flags the first word, then the environment, then the file."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        may_be_empty = f"{PREFIX}{MAY_BE_EMPTY}".lower()
+        env_settings.env_vars = {
+            name: value for name, value in env_settings.env_vars.items() if value or name == may_be_empty
+        }
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
 
@@ -231,6 +247,22 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
         lines = [f"{_where(one['loc'], flags, file)}: {_what(one)}" for one in error.errors(include_url=False)]
         raise AgentRefused("\n".join(lines)) from None
     return settings
+
+
+def strange_variables() -> list[str]:
+    """Return a sentence for each variable of the environment that looks like a setting and is none.
+
+    They are no reason to refuse: Kubernetes sets EDGE_AGENT_PORT and others for a service called edge-agent.
+    """
+    known = [key.upper() for key in Settings.model_fields]
+    told = []
+    for name in sorted(os.environ):
+        key = name.upper().removeprefix(PREFIX)
+        if key == name.upper() or key in known or name in OTHER_VARIABLES:
+            continue
+        near = difflib.get_close_matches(key, known, 1)
+        told.append(f"{printable(name)} is no setting and is ignored{f'; {PREFIX}{near[0]} is one' if near else ''}.")
+    return told
 
 
 def _check_yaml(file: Path) -> None:

@@ -75,6 +75,19 @@ class AgentRefused(Exception):
     """The agent cannot start as it was told to; the text says why and what to do."""
 
 
+def extra(name: str) -> str:
+    """Return what to do about a missing extra, as the end of a sentence; `name` may be several, as in "cpu,demo".
+
+    Not `pip install vision-edge-agent[...]`: the distribution is in no index, where anybody could take its name.
+    """
+    return f"install the extra `{name}`, in a checkout with: pip install '.[{name}]'"
+
+
+def printable(text: str) -> str:
+    """Return a text as one line for people: what a terminal would act on, line breaks included, is escaped."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def shown(text: str) -> str:
     """Quote a caller's text for a message: printable ASCII, control characters escaped, never longer than a line."""
     if len(text) <= SHOWN:

@@ -5,15 +5,17 @@ import logging
 import sys
 import time
 
+from edge_agent.errors import printable
+
 
 class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z INFO message`, control characters escaped so that one event stays one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; a traceback follows on lines of its own, indented."""
-        line = f"{_timestamp(record)} {record.levelname} {_one_line(record.getMessage())}"
-        if record.exc_info:
-            line += "\n  " + _printable(self.formatException(record.exc_info)).replace("\n", "\n  ")
+        line = f"{_timestamp(record)} {record.levelname} {printable(record.getMessage())}"
+        for told in self.formatException(record.exc_info).split("\n") if record.exc_info else ():
+            line += f"\n  {printable(told)}"
         return line
 
 
@@ -38,11 +40,3 @@ def set_up(level: str, form: str) -> None:
 
 def _timestamp(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-
-
-def _one_line(text: str) -> str:
-    return _printable(text).replace("\n", "\\n")
-
-
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)

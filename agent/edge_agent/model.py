@@ -27,11 +27,20 @@ LONGEST_SETTLING_PAUSE = 1.0
 class Model:
     """A deployed model. Every public method may be called from any thread."""
 
-    def __init__(self, found: Found, settings: Settings, spawner: Spawner, ledger: MemoryLedger) -> None:
+    def __init__(
+        self,
+        found: Found,
+        settings: Settings,
+        spawner: Spawner,
+        ledger: MemoryLedger,
+        moved: Callable[[Found], Found] = lambda found: found,
+    ) -> None:
+        """Take charge of a package; `moved` returns it with the place that its models folder has this instant."""
         self.name = found.name
         self._settings = settings
         self._spawner = spawner
         self._ledger = ledger
+        self._moved = moved
         self._lock = threading.Lock()
         self._found = found
         self._waiting: Found | None = None
@@ -63,7 +72,8 @@ class Model:
         """Return the state and the sentences that explain it, of one and the same instant."""
         with self._lock:
             notes = list(self._notes)
-            if self._waiting:
+            # While it is STARTING there is nothing to do about that yet.
+            if self._waiting and self._state is not State.STARTING:
                 cure = "start" if self._state is State.FAILED else "stop and start"
                 notes.insert(0, f"The package on disk has changed since; {cure} the model to load it.")
             if self._found.package and self._state is not State.FAILED:
@@ -76,9 +86,13 @@ class Model:
         A model that is loaded goes on with the package it was loaded from until it is stopped, and one that failed
         while it had a good package keeps its cause until it is started.
         """
+        deployed = self._found
+        same = self._is_it(found, deployed)
         with self._lock:
             self._notes = notes
-            if (found.folder, found.signature) == (self._found.folder, self._found.signature):
+            if self._found is not deployed:
+                return False  # a start has just read the package itself; the next look is compared with that
+            if same:
                 self._waiting = None
                 return False
             broken = self._state is State.FAILED and self._found.refusal
@@ -87,6 +101,19 @@ class Model:
                 return False
             self._take(found)
             return True
+
+    def _is_it(self, found: Found, deployed: Found) -> bool:
+        """Return whether what a look found is the deployed package, be it only on disk by now.
+
+        Looks settle later than a start reads, so what they have may be older than what is deployed.
+        """
+        if (found.folder, found.signature) == (deployed.folder, deployed.signature):
+            return True
+        try:
+            now = packages.sign(deployed.folder, deployed.root)
+        except OSError:
+            return False
+        return self._moved(found).folder == deployed.folder and now == deployed.signature
 
     def running_manifest(self) -> Manifest:
         """Return the manifest of the loaded package; raise WrongState unless the model is RUNNING."""
@@ -131,7 +158,7 @@ class Model:
 
         """
         latest = self._waiting or self._found
-        on_disk = packages.look_again(latest, self._settings.package_rules)
+        on_disk = packages.look_again(self._moved(latest), self._settings.package_rules)
         with self._lock:
             lifecycle.require(self._state, "StartModel")
             self._ledger.admit(self.name, self._memory_needed(on_disk))
@@ -234,10 +261,10 @@ class Model:
             self._detail = "Waiting until the package on disk has settled."
         while time.monotonic() < give_up and not self._closing:
             time.sleep(min(self._settings.scan_interval, LONGEST_SETTLING_PAUSE))
-            again = packages.look_again(self._found, self._settings.package_rules)
+            again = packages.look_again(self._moved(self._found), self._settings.package_rules)
             agreed = again.signature == self._found.signature
             with self._lock:
-                self._found = again
+                self._found, self._waiting = again, None
             if agreed:
                 return
         raise PackageRefused("The package kept changing while the model was being started.")

@@ -125,14 +125,15 @@ class Models:
         with self._lock:
             model = self._models.get(name)
         # The source that had the component first keeps it as long as it has it.
-        found = next((one for one in candidates if model and one.root == model.found.root), candidates[0])
+        source = self._catalog.source(model.found) if model else None
+        found = next((one for one in candidates if self._catalog.source(one) == source), candidates[0])
         notes = sources_note([one for one in candidates if one is not found])
         for note in notes:
             if (name, note) not in self._told:
                 self._told.add((name, note))
                 logger.warning("%s: %s", name, note)
         if model is None:
-            model = Model(found, self._settings, self._spawner, self._ledger)
+            model = Model(found, self._settings, self._spawner, self._ledger, self._catalog.moved)
             model.deploy(found, notes)
             with self._lock:
                 self._models[name] = model

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from edge_agent.client import Detection
+from edge_agent.errors import printable
 
 WHITE = (255, 255, 255)
 GREEN, RED = "#1E9E55", "#D93838"
@@ -20,6 +21,7 @@ def draw(image: NDArray[np.uint8], detection: Detection, title: str = "") -> Ima
 
     The legend gives prediction and confidence, and each anomaly type in its colour with its part of the image's area.
     """
+    title = printable(title)  # a line break would be drawn, and cannot be measured
     blended = image if detection.mask is None else _blend(image, detection.mask)
     height, width = image.shape[:2]
     size = max(SMALLEST_TEXT, round(min(width, height) * TEXT_SCALE))
@@ -44,7 +46,7 @@ def draw(image: NDArray[np.uint8], detection: Detection, title: str = "") -> Ima
     for row, one in enumerate(types, 1):
         y = top + pitch * row
         pen.rounded_rectangle((size, y + size * 0.15, size * 1.9, y + size * 1.05), size // 5, one.hex_color)
-        pen.text((size * 2.5, y), f"{one.name}  {one.total_percentage_area:.2%} of the image", INK, font)
+        pen.text((size * 2.5, y), f"{printable(one.name)}  {one.total_percentage_area:.2%} of the image", INK, font)
     return picture
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.errors import PackageRefused
+from edge_agent.errors import PackageRefused, extra
 
 Pixels = NDArray[np.uint8]
 Resizer = Callable[[Pixels, int, int], Pixels]
@@ -32,8 +32,7 @@ def _with_opencv(pixels: Pixels, width: int, height: int, *, code: int) -> Pixel
         import cv2
     except ImportError:
         raise PackageRefused(
-            "The package resizes its images with OpenCV, which is not installed; install it with: "
-            "pip install 'vision-edge-agent[cpu]'."
+            f"The package resizes its images with OpenCV, which is not installed; {extra('cpu')}."
         ) from None
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=code), np.uint8)
 

@@ -1,11 +1,10 @@
 """Shared memory segments of a client: created for the agent to read, reused, grown, and never left behind.
 
 A segment's owner holds a lock (flock) on it as long as it lives, in whatever container. What no owner holds was left by a
-client that was killed, and is removed by the next client that comes.
+client that was killed, and is removed by the next client of the same user, or of root: nobody else may remove it.
 """
 
 import contextlib
-import errno
 import fcntl
 import mmap
 import os
@@ -29,6 +28,10 @@ Bytes = NDArray[np.uint8]
 
 class SharedMemoryFull(OSError):
     """There is no room in /dev/shm for a frame."""
+
+    def __str__(self) -> str:
+        """Return the sentence alone, without the number that OSError puts before it."""
+        return str(self.strerror)
 
 
 class Segment:
@@ -71,9 +74,7 @@ class Segment:
 
     def unlink(self) -> None:
         """Remove the segment's name and give up its lock; arrays of it stay valid."""
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_shared_memory(self.name)
-        os.close(self._fd)
+        _remove(self.name, self._fd)
 
 
 class SegmentPool:
@@ -129,7 +130,10 @@ class SegmentPool:
 
 
 def sweep() -> int:
-    """Remove the segments whose clients were killed; return how many. Other users' segments are left alone."""
+    """Remove the segments whose clients were killed; return how many.
+
+    Those of other users stay, unless we are root: /dev/shm is sticky, like /tmp.
+    """
     removed = 0
     for path in FOLDER.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -144,10 +148,13 @@ def sweep() -> int:
 
 
 def _create(group: int | None) -> tuple[str, int]:
-    """Create an empty segment and lock it; return its name and descriptor."""
+    """Create an empty segment and lock it; return its name and descriptor. Raises OSError where none can be made."""
     while True:
         name = f"/{PREFIX}{secrets.token_hex(8)}"
-        fd = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=MODE).fd
+        try:
+            fd = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=MODE).fd
+        except posix_ipc.Error as error:
+            raise OSError(f"no segment can be made in /dev/shm: {error}; send the images inline") from None
         try:
             os.set_inheritable(fd, False)
             os.fchmod(fd, MODE)  # whatever the umask took away
@@ -157,15 +164,19 @@ def _create(group: int | None) -> tuple[str, int]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(fd).st_nlink:
                 return name, fd
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
-                os.close(fd)
-                posix_ipc.unlink_shared_memory(name)
-                raise
-        # Another client swept it in the instant before it was locked.
-        os.close(fd)
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_shared_memory(name)
+        except BlockingIOError:
+            pass
+        except BaseException:
+            _remove(name, fd)
+            raise
+        # Another client swept it, or is about to, in the instant before it was locked.
+        _remove(name, fd)
+
+
+def _remove(name: str, fd: int) -> None:
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_shared_memory(name)
+    os.close(fd)
 
 
 def _group(path: Path) -> int | None:

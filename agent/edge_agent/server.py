@@ -50,10 +50,14 @@ class EndSignal:
         # A pipe and not a threading.Event: a handler that runs while the main thread is inside the event's lock would
         # wait for that very thread.
         self._told, self._tell = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._tell, False)
         self._came = False
 
     def listen(self) -> None:
-        """Take the signals over; those that come before `wait` are kept."""
+        """Take the signals over, in the main thread; those that come before `wait` are kept."""
+        # Written by C's handler: Python's own would run only when the read in `wait` is interrupted, and that it is not
+        # when the signal comes just before it, or in another thread.
+        signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
@@ -65,7 +69,6 @@ class EndSignal:
         if self._came:
             os._exit(128 + number)
         self._came = True
-        os.write(self._tell, b"!")
 
 
 class Agent:

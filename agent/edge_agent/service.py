@@ -37,7 +37,7 @@ class EdgeAgentService:
         """Judge one image."""
         model = self._models.get(request.model_component)
         manifest = model.running_manifest()
-        image, mask = describe(request, model.required_size(manifest))
+        image, mask = describe(request, model.required_size(manifest), masked=manifest.stage.segmentation)
         self._models.admit()
         try:
             turn = Turn()
@@ -45,9 +45,7 @@ class EdgeAgentService:
                 turn.give_up()  # the call ended before it was taken up
             # Taken out of the message only when its turn has come: what waits is held once.
             inline = None if image.segment else (lambda: request.bitmap.byte_data)
-            answer, inline_mask = model.detect(
-                Job(image, mask if manifest.stage.segmentation else None), inline, _deadline(context), turn
-            )
+            answer, inline_mask = model.detect(Job(image, mask), inline, _deadline(context), turn)
         finally:
             self._models.release()
         result = _result(answer.verdict)
@@ -106,10 +104,13 @@ class EdgeAgentService:
             mask.shared_memory_handle.CopyFrom(handle)
 
 
-def describe(request: pb2.DetectAnomaliesRequest, image_size: tuple[int, int] | None) -> tuple[Image, Segment | None]:
+def describe(
+    request: pb2.DetectAnomaliesRequest, image_size: tuple[int, int] | None, *, masked: bool
+) -> tuple[Image, Segment | None]:
     """Return the image and the mask's segment of a request; raise InvalidArgument, opening nothing.
 
-    `image_size` is the (width, height) that the image must have; None allows any.
+    `image_size` is the (width, height) that the image must have; None allows any. A model that makes no mask (`masked`)
+    ignores a handle, whose numbers must be ones all the same.
     """
     if not request.HasField("bitmap"):
         raise InvalidArgument("bitmap is missing; send the image to judge.")
@@ -128,6 +129,8 @@ def describe(request: pb2.DetectAnomaliesRequest, image_size: tuple[int, int] | 
     if handle is None:
         return image, None
     mask = _segment("anomaly_mask_params.shared_memory_handle", handle)
+    if not masked:
+        return image, None
     bitmaps.check_mask(mask, image)
     return image, mask
 

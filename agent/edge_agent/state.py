@@ -26,12 +26,18 @@ class StateFolder:
         self._lock: int | None = None
 
     def lock(self) -> None:
-        """Take the lock of this socket, until the process ends; raise AgentRefused when another agent has it."""
-        fd = os.open(self._path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        """Take the lock of this socket, until the process ends; raise AgentRefused when it cannot be had."""
+        path = self._path("lock")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except OSError as error:
+            raise self._unusable(path, error) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(fd)
+            if not isinstance(error, BlockingIOError):
+                raise self._unusable(path, error) from None
             raise AgentRefused(
                 "Another agent serves this socket already (it holds the lock in the state folder). Stop it first, or give "
                 "this one another --socket."
@@ -39,10 +45,13 @@ class StateFolder:
         self._lock = fd
 
     def scratch(self) -> Path:
-        """Return an empty folder for this run; the lock must be held."""
+        """Return an empty folder for this run; the lock must be held. Raises AgentRefused where there can be none."""
         folder = self._path("run")
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(folder, error) from None
         return folder
 
     def running_models(self) -> "RunningModels":
@@ -54,6 +63,11 @@ class StateFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _unusable(self, path: Path, error: OSError) -> AgentRefused:
+        return AgentRefused(
+            f"--state-dir {self._folder}: {path.name} in it cannot be used: {error.strerror}. Remove it, or name another folder."
+        )
 
     def _path(self, suffix: str) -> Path:
         return self._folder / f"{self._prefix}.{suffix}"

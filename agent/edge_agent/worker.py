@@ -25,25 +25,30 @@ def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
     """Load the package and answer jobs until the pipe is closed or the agent is gone."""
     faulthandler.enable()
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-    inbox, outbox = reduction.recv_handle(pipe), reduction.recv_handle(pipe)
     try:
-        worker = _Worker(found, options, inbox, outbox)
-        pipe.send(Ready(worker.provider, worker.pipeline.warm_up()))
-    except PackageRefused as refusal:
-        pipe.send(Refused(str(refusal)))
-        return
-    except MemoryError:
-        pipe.send(Refused("The model does not fit into memory."))
-        return
-    except Exception:
-        logger.exception("%s: the model could not be loaded", found.name)
-        pipe.send(Refused("The model could not be loaded; the agent's log has the cause."))
-        return
-    try:
+        inbox, outbox = reduction.recv_handle(pipe), reduction.recv_handle(pipe)
+        worker = _load(found, options, inbox, outbox)
+        if isinstance(worker, Refused):
+            pipe.send(worker)
+            return
+        pipe.send(Ready(worker.provider, worker.warm_up))
         while job := pipe.recv():
             pipe.send(worker.answer(job))
     except (EOFError, OSError):
         return  # the agent is gone
+
+
+def _load(found: Found, options: SessionOptions, inbox: int, outbox: int) -> "_Worker | Refused":
+    """Return the worker, its model loaded and warmed up, or why there is none."""
+    try:
+        return _Worker(found, options, inbox, outbox)
+    except PackageRefused as refusal:
+        return Refused(str(refusal))
+    except MemoryError:
+        return Refused("The model does not fit into memory.")
+    except Exception:
+        logger.exception("%s: the model could not be loaded", found.name)
+        return Refused("The model could not be loaded; the agent's log has the cause.")
 
 
 def _end_with_parent() -> None:
@@ -67,6 +72,7 @@ class _Worker:
         session = backends.open_session(model, options)
         self.provider = session.provider
         self.pipeline = Pipeline(package.manifest, graphs.of(package.manifest, session))
+        self.warm_up = self.pipeline.warm_up()
         self._inbox: NDArray[np.uint8] = np.frombuffer(
             mmap.mmap(inbox, bitmaps.LARGEST_IMAGE, prot=mmap.PROT_READ), np.uint8
         )

@@ -40,7 +40,13 @@ def ask(module: str, request: Mapping[str, Any], *, what: str, seconds: float) -
     with process:
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(seconds, process.kill)
+        expired = threading.Event()
+
+        def end() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, end)
         timer.start()
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -49,7 +55,6 @@ def ask(module: str, request: Mapping[str, Any], *, what: str, seconds: float) -
         except BrokenPipeError:
             answer = b""
         finally:
-            expired = not timer.is_alive()
             timer.cancel()
             with contextlib.suppress(BrokenPipeError):  # what it has not read is tried again
                 process.stdin.close()
@@ -59,7 +64,7 @@ def ask(module: str, request: Mapping[str, Any], *, what: str, seconds: float) -
         if REFUSED in content:
             raise PackagingRefused(content[REFUSED])
         return content
-    if expired:
+    if expired.is_set():
         raise PackagingRefused(f"{what} took longer than {seconds:g} s and was ended.")
     ended = f"by signal {-code}" if code < 0 else f"with code {code}"
     hint = "; it may have run out of memory" if -code in {signal.SIGKILL, signal.SIGABRT} else ""

@@ -12,9 +12,10 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from edge_agent.errors import extra
 from model_packager.errors import PackagingRefused
 
-NEEDS_EXTRA = "An output on S3 needs the `boto3` package; install it with: pip install 'vision-edge-agent[s3]'"
+NEEDS_EXTRA = f"An output on S3 needs the `boto3` package; {extra('s3')}."
 S3 = "s3://"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 COMPONENT = re.compile(r"(?!\.{1,2}\Z)[a-zA-Z0-9._-]+")

@@ -1,5 +1,6 @@
 """What is done to a compiled graph before it is packaged: constants folded, and arithmetic of fewer bits where asked."""
 
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +18,11 @@ from model_packager import fusing, onnx_files
 from model_packager.errors import PackagingRefused
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
-PRECISIONS = (FP32, FP16, INT8)
-PER_CHANNEL, PER_TENSOR = "per-channel", "per-tensor"
+FP16_NOTE = (
+    "Source and package were compared on this machine's processor, which may compute in float32 what the device computes in "
+    "float16: the report tells what the rounding of the weights costs."
+)
+PER_CHANNEL = "per-channel"
 ERRORS_ONLY = 3
 # Convolutions hold nearly all the work of an inspection network; what may stay between two of them in integers without
 # a conversion (activations that clip, sums of branches) comes along. Distances and scores are left in float32.
@@ -28,7 +32,7 @@ FEWEST_CALIBRATION_IMAGES = 8
 
 @dataclass(frozen=True)
 class Integers:
-    """How a model becomes int8: one scale per channel or per tensor, which operators, and nodes that stay float32."""
+    """How a model becomes int8: weights with a scale per channel or "per-tensor", which operators, and nodes to leave."""
 
     weights: str = PER_CHANNEL
     operators: tuple[str, ...] = INTEGER_OPERATORS
@@ -201,5 +205,6 @@ def _forget_unused_domains(model: onnx.ModelProto) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of a library's message as a sentence."""
-    return f"{str(error).strip().partition(chr(10))[0].rstrip('.'):.300}."
+    """Return the first line of a library's message as a sentence, without the runtime's code before it."""
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().partition("\n")[0])
+    return f"{line.rstrip('.'):.300}."

@@ -6,7 +6,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ def _run(order: Mapping[str, Any], work: Path, destination: Destination, progres
     images, calibration = Images(options.images, parsed), Images(options.calibration, parsed)
     if options.precision == optimising.INT8:
         _check_images(images, calibration)
+    if options.precision == optimising.FP16:
+        imported = replace(imported, notes=(*imported.notes, optimising.FP16_NOTE))
     path, readings = _as_onnx(imported, options, work, progress)
     model = onnx_files.load(path)
     progress("Compiling the graph", 0.4)

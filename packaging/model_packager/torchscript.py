@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import manifest
+from edge_agent.errors import extra
 from edge_agent.graphs import NetworkGraph, Reading
 from model_packager import children
 from model_packager.errors import PackagingRefused
@@ -29,8 +30,8 @@ PATIENCE = 3600.0
 MEMORY = 3 << 30
 COPIES = 12
 NEEDS_TORCH = (
-    "{name} is TorchScript, and converting it needs PyTorch, which is not installed. Install it with: "
-    "pip install 'vision-edge-agent[torch]', or bring the model as .onnx."
+    "{name} is TorchScript, and converting it needs PyTorch, which is not installed: bring the model as .onnx, or "
+    f"{extra('torch')}."
 )
 
 

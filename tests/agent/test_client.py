@@ -18,9 +18,11 @@ from PIL import Image
 from edge_agent import client as library
 from edge_agent import segments
 from edge_agent.client import EdgeAgentClient
+from edge_agent.images import NotAnImage
 from support import packages
 from support.agent import Agent, environment, serving
 from support.calls import expected_mask, picture
+from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
 
 
@@ -43,16 +45,17 @@ def client(agent):
 
 
 def ours() -> set[str]:
-    """The segments of the client library that exist now."""
+    """The segments of this test's clients that exist now."""
     return {path.name for path in Path("/dev/shm").glob(f"{segments.PREFIX}*")}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left_behind():
-    before = ours()
+def _nothing_is_left_behind(monkeypatch):
+    """Name the segments so that other clients on this machine are not counted, and do not sweep ours."""
+    monkeypatch.setattr(segments, "PREFIX", f"edge-agent-test-{os.urandom(6).hex()}-")
     yield
     gc.collect()
-    assert ours() <= before
+    assert ours() == set()
 
 
 @pytest.mark.parametrize("shm", [True, False])
@@ -79,11 +82,70 @@ def test_arrays_that_are_not_contiguous(client):
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64, 3), np.float32)]
+    "image",
+    [
+        np.zeros((64, 64), np.uint8),
+        np.zeros((64, 64, 4), np.uint8),
+        np.zeros((64, 64, 3), np.float32),
+        np.zeros((0, 0, 3), np.uint8),
+    ],
 )
 def test_arrays_that_are_no_image(client, image):
     with pytest.raises(ValueError, match="it must be uint8, height x width x 3"):
         client.detect("board", image)
+
+
+@pytest.mark.parametrize("image", [b"bytes", None, [[0]], 5])
+def test_what_is_no_image_at_all(client, image):
+    with pytest.raises(NotAnImage, match=f"^image is {type(image).__name__}; give a path, a Pillow image, or a NumPy"):
+        client.detect("board", image)
+
+
+def test_detect_from_a_pillow_image(client):
+    pixels = picture(64, 64)
+    assert (client.detect("board", Image.fromarray(pixels)).mask == expected_mask(pixels)).all()
+    with pytest.raises(NotAnImage, match=r"^image has pixels of Pillow's mode F"):
+        client.detect("board", Image.new("F", (64, 64)))
+
+
+@pytest.mark.parametrize("name", ["\udcff", None, b"board", 5], ids=ascii)
+def test_names_that_are_no_text(client, name):
+    calls = (client.describe_model, client.start_model, client.stop_model, client.start_and_wait)
+    for call in (*calls, lambda name: client.detect(name, picture(64, 64))):
+        with pytest.raises(library.NameRejected, match="model_component is ") as caught:
+            call(name)
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("address", [None, b"/tmp/a", Path("/tmp/a"), "/tmp/\udcff"], ids=ascii)
+def test_addresses_that_are_none(address):
+    with pytest.raises(ValueError, match=r"^(an address is a text|a socket path must be UTF-8)"):
+        EdgeAgentClient(address)
+
+
+def test_a_mask_that_the_agent_leaves_out(folder):
+    packages.segmenter(folder / "models" / "board")
+    packages.classifier(folder / "models" / "part")
+    with serving(folder / "models", inline_mask_limit=100) as agent, EdgeAgentClient(str(agent.socket)) as client:
+        for name in ("board", "part"):
+            agent.run_model(name)
+        inline, shared = (client.detect("board", picture(64, 64), shm=shm) for shm in (False, True))
+        assert (inline.mask, inline.mask_left_out, shared.mask_left_out) == (None, True, False)
+        assert shared.mask is not None
+        assert client.detect("part", picture(64, 64), shm=False).mask_left_out is False, "it makes none"
+
+
+def test_a_model_that_gets_a_mask_later(folder):
+    """The name was a classifier's, for which no room for a mask is taken; then a segmenter takes it over."""
+    packages.classifier(folder / "models" / "board")
+    with serving(folder / "models", inline_mask_limit=100) as agent, EdgeAgentClient(str(agent.socket)) as client:
+        client.start_and_wait("board")
+        assert client.detect("board", picture(64, 64)).mask is None
+        client.stop_model("board")
+        packages.segmenter(folder / "models" / "board")
+        client.start_and_wait("board")
+        client.detect("board", picture(64, 64))  # shows that there is a mask now
+        assert client.detect("board", picture(64, 64)).mask is not None
 
 
 def test_segments_are_reused(client):
@@ -231,17 +293,43 @@ def test_full_shared_memory_is_an_error_and_no_crash(client, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(segments.SharedMemoryFull, match="no room for a frame of 12288 bytes"):
-        client.detect("part", picture(64, 64))
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(segments.SharedMemoryFull) as caught:
+            client.detect("part", picture(64, 64))
+    assert str(caught.value).startswith("/dev/shm has no room for a frame of 12288 bytes")
+    assert caught.value.errno == 28
     client.detect("part", picture(64, 64))
+
+
+def test_shared_memory_that_cannot_be_used_is_an_error_with_a_way_out(client, monkeypatch):
+    def refuse(*_, **__):
+        raise posix_ipc.PermissionsError("No permission to create the segment")
+
+    monkeypatch.setattr(posix_ipc, "SharedMemory", refuse)
+    with pytest.raises(
+        OSError, match=r"^no segment can be made in /dev/shm: No permission .*; send the images inline$"
+    ):
+        client.detect("part", picture(64, 64))
+    assert client.detect("part", picture(64, 64), shm=False).anomaly_score > 0
+
+
+def test_a_segment_whose_making_is_interrupted_is_not_left_behind(monkeypatch):
+    def interrupt(*_):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(os, "fchmod", interrupt)
+    with pytest.raises(SystemExit):
+        segments.Segment(100, None)
+    assert ours() == set()
 
 
 PROGRAM = """
 import sys
 import numpy as np
+from edge_agent import segments
 from edge_agent.client import EdgeAgentClient
+segments.PREFIX = sys.argv[2]
 client = EdgeAgentClient(sys.argv[1])
 held = client.detect("board", np.zeros((64, 64, 3), np.uint8)).mask
 {end}
@@ -251,7 +339,7 @@ held = client.detect("board", np.zeros((64, 64, 3), np.uint8)).mask
 def run(agent, end: str) -> subprocess.Popen:
     script = PROGRAM.format(end=end)
     return subprocess.Popen(
-        [sys.executable, "-c", script, str(agent.socket)], env=environment(), stdout=subprocess.PIPE
+        [sys.executable, "-c", script, str(agent.socket), segments.PREFIX], env=environment(), stdout=subprocess.PIPE
     )
 
 
@@ -267,7 +355,7 @@ def test_a_client_that_was_killed_in_a_call_is_cleaned_up_by_the_next(folder, ag
     with serving(folder / "models", call_timeout=600) as slow:
         slow.run_model("slow")
         script = PROGRAM.replace('"board"', '"slow"').format(end="")
-        process = subprocess.Popen([sys.executable, "-c", script, str(slow.socket)], env=environment())
+        process = subprocess.Popen([sys.executable, "-c", script, str(slow.socket), segments.PREFIX], env=environment())
         until(lambda: len(ours()) == 2, "it has its segments, and is in the call")
         assert segments.sweep() == 0, "a living client's segments are not swept"
         process.kill()
@@ -277,6 +365,30 @@ def test_a_client_that_was_killed_in_a_call_is_cleaned_up_by_the_next(folder, ag
     with EdgeAgentClient(str(agent.socket)) as client:
         client.detect("part", picture(64, 64))
         assert not ours() & left, "swept by the next client"
+
+
+@pytest.mark.two_uids
+@pytest.mark.skipif(not I_AM_ROOT, reason="needs root, to act as two users")
+def test_what_a_killed_client_left_is_removed_by_the_next_of_the_same_user(monkeypatch):
+    """/dev/shm is sticky: nobody else but root may remove it, though its mode lets the group write it."""
+    if agent_user() == MYSELF:
+        pytest.skip("no unprivileged user can run this Python")
+    left = Path("/dev/shm", f"{segments.PREFIX}left")
+    left.touch()
+    left.chmod(0o666)
+    os.chown(left, OTHER.uid, OTHER.gid)
+    script = "import sys; from edge_agent import segments; segments.PREFIX = sys.argv[1]; print(segments.sweep())"
+    for user, removed in ((agent_user(), "0\n"), (OTHER, "1\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, segments.PREFIX],
+            env=environment(),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            **user.popen(),
+        )
+        assert done.stdout == removed, done.stderr
 
 
 def test_other_peoples_segments_are_left_alone(segment):
@@ -299,7 +411,7 @@ if child == 0:
     raise SystemExit(0)
 os.waitpid(child, 0)
 from pathlib import Path
-print(len(list(Path("/dev/shm").glob("edge-agent-client-*"))))
+print(len(list(Path("/dev/shm").glob(f"{segments.PREFIX}*"))))
 """
     process = run(agent, end)
     out, _ = process.communicate(timeout=60)

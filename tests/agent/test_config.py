@@ -60,9 +60,40 @@ def test_lists_from_every_source(tmp_path, monkeypatch):
     assert config.load(None, {"models": ["/e"]}).models == (Path("/e"),)
 
 
-@pytest.mark.parametrize(("text", "mode"), [('"0660"', 0o660), ("0660", 0o660), ('"600"', 0o600)])
-def test_mode_is_octal(tmp_path, text, mode):
-    assert config.load(written(tmp_path, f"socket_mode: {text}")).socket_mode == mode
+@pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("600", 0o600), ("0o640", 0o640), ("0777", 0o777)])
+def test_mode_is_octal(tmp_path, monkeypatch, text, mode):
+    assert config.load(written(tmp_path, f'socket_mode: "{text}"')).socket_mode == mode
+    assert config.load(None, {"socket_mode": text}).socket_mode == mode
+    monkeypatch.setenv("EDGE_AGENT_SOCKET_MODE", text)
+    assert config.load().socket_mode == mode
+
+
+@pytest.mark.parametrize("text", ["440", "0660", "660", "0x1b0", "4.4e+2", "true", ""])
+def test_a_mode_without_quotes_is_refused(tmp_path, text):
+    """YAML has read 440 in decimal and 0660 in octal by then, and nobody can tell which was meant."""
+    with pytest.raises(AgentRefused, match='^socket_mode in .*: write the mode in quotes, in octal, as in "0660"$'):
+        config.load(written(tmp_path, f"socket_mode: {text}"))
+
+
+STRANGE = [
+    ("EDGE_AGENT_MAX_CALS", "; EDGE_AGENT_MAX_CALLS is one"),
+    ("EDGE_AGENT_MODEL", "; EDGE_AGENT_MODELS is one"),
+    ("edge_agent_loglevel", "; EDGE_AGENT_LOG_LEVEL is one"),
+    ("EDGE_AGENT_PORT", ""),  # Kubernetes sets it for a service of our name
+]
+
+
+@pytest.mark.parametrize(("name", "hint"), STRANGE)
+def test_a_variable_that_is_no_setting_is_told_of(monkeypatch, name, hint):
+    monkeypatch.setenv("EDGE_AGENT_SHARED", "/shared")
+    monkeypatch.setenv("_EDGE_AGENT_COMPLETE", "")
+    monkeypatch.setenv("EDGE_AGENT_MAX_CALLS", "3")
+    monkeypatch.setenv("edge_agent_queue_limit", "3")
+    assert config.strange_variables() == []
+    done = CliRunner().invoke(command, ["config"], env={name: "3"})
+    assert done.exit_code == 0
+    assert done.stderr == f"warning: {name} is no setting and is ignored{hint}.\n"
+    assert yaml.safe_load(done.stdout)["max_calls"] == 3
 
 
 def test_settings_of_one_model(tmp_path):
@@ -85,7 +116,9 @@ REFUSED = [
     ("", {}, {"socket": "/tmp/" + "x" * 110}, ["--socket", "107 bytes"]),
     ("", {}, {"socket": "/tmp/"}, ["--socket", "path of the socket is missing"]),
     ("", {}, {"socket_mode": "rw"}, ["--socket-mode", "octal"]),
-    ("socket_mode: 660", {}, {}, ["socket_mode", "less than or equal"]),
+    ("", {}, {"socket_mode": "1777"}, ["--socket-mode", "at most 0777"]),
+    ("", {"EDGE_AGENT_SOCKET_MODE": "-660"}, {}, ["EDGE_AGENT_SOCKET_MODE", "octal"]),
+    ('socket_mode: "0890"', {}, {}, ["socket_mode", "octal"]),
     ("drain_timeout: .nan", {}, {}, ["drain_timeout"]),
     ("call_timeout: .inf", {}, {}, ["call_timeout"]),
     ("- max_calls", {}, {}, ["--config", "mapping"]),

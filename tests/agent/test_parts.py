@@ -3,14 +3,17 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from edge_agent import log, memory, state
-from edge_agent.errors import AgentRefused, NotEnoughMemory, shown
+from edge_agent import log, memory, resize, state
+from edge_agent.errors import AgentRefused, NotEnoughMemory, PackageRefused, extra, shown
 from edge_agent.memory import MemoryLedger
+from support import users
 from support.agent import environment
 
 
@@ -88,6 +91,21 @@ class TestState:
         state.StateFolder(tmp_path, tmp_path / "real" / "t").lock()
         first.release()
         state.StateFolder(tmp_path, tmp_path / "link" / "s").lock()
+
+    @pytest.mark.parametrize(("name", "there"), [("lock", "a folder"), ("lock", "a link"), ("run", "a file")])
+    def test_something_else_in_the_place_of_a_file_of_ours(self, tmp_path, name, there):
+        folder = state.StateFolder(tmp_path, tmp_path / "s")
+        path = folder._path(name)
+        if there == "a folder":
+            path.mkdir()
+        elif there == "a link":
+            path.symlink_to(tmp_path / "elsewhere")
+        else:
+            path.write_text("")
+        with pytest.raises(
+            AgentRefused, match=f"^--state-dir {tmp_path}: {path.name} in it cannot be used: .* Remove it"
+        ):
+            (folder.lock if name == "lock" else folder.scratch)()
 
     def test_running_models_are_written_beside_and_renamed(self, tmp_path, monkeypatch):
         file = state.RunningModels(tmp_path / "x.running.json")
@@ -181,9 +199,58 @@ except PackageRefused as refusal:
     print(refusal)
 """
     done = run(script)
-    assert done.stdout == "ONNX Runtime is not installed; install it with: pip install 'vision-edge-agent[cpu]'.\n", (
-        done.stderr
+    assert done.stdout == f"ONNX Runtime is not installed; {extra('cpu')}.\n", done.stderr
+
+
+class TestExtras:
+    def test_the_words(self):
+        assert extra("packaging") == "install the extra `packaging`, in a checkout with: pip install '.[packaging]'"
+
+    def test_nobody_is_told_to_install_a_name_from_the_index(self):
+        """Ours is not registered there, so that anybody may offer what they like under it."""
+        for path in (users.ROOT / "agent").rglob("*.py"):
+            assert "pip install 'vision" not in path.read_text(), path
+
+    @pytest.mark.parametrize(
+        ("command", "missing", "names"),
+        [
+            (["fit", "template", "--normal", ".", "--out", "x"], "model_packager", "packaging"),
+            (["demo"], "onnx", "cpu,demo"),
+        ],
     )
+    def test_commands_that_need_one(self, command, missing, names):
+        script = f"""
+import sys
+sys.modules[{missing!r}] = None
+sys.argv[1:] = {command!r}
+from edge_agent.__main__ import main
+sys.exit(main())
+"""
+        done = run(script)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.endswith(f"; {extra(names)}\n")
+
+    def test_a_package_that_resizes_without_opencv(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "cv2", None)
+        with pytest.raises(PackageRefused, match=f"not installed; {re.escape(extra('cpu'))}\\.$"):
+            resize.resizer(1)(np.zeros((4, 4, 3), np.uint8), 2, 2)
+
+
+def test_a_worker_whose_agent_is_gone_ends_in_silence():
+    script = """
+import multiprocessing
+from edge_agent import jobs
+context = multiprocessing.get_context("fork")
+ours, theirs = context.Pipe()
+ours.close()
+worker = context.Process(target=jobs.work, args=(theirs, None, jobs.SessionOptions(), ("info", "text")), name="worker")
+worker.start()
+theirs.close()
+worker.join()
+print(worker.exitcode)
+"""
+    done = run(script)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_client_imports_no_runtime_and_no_opencv():

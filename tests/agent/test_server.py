@@ -46,6 +46,22 @@ def test_a_signal_is_seen_whenever_it_comes(line):
     assert seen(OURS, line)
 
 
+def test_a_signal_is_seen_in_whatever_thread_it_comes():
+    """The main thread is not interrupted then, and neither is it by one that comes just before it blocks."""
+    script = f"""
+import faulthandler, os, signal, threading
+{OURS}
+faulthandler.dump_traceback_later(5, exit=True)
+threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
+ending.wait()
+print("seen", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "seen\n", done.stderr
+
+
 def test_an_event_in_the_handler_would_deadlock():
     """Negative control: between two of its lines, an Event's wait holds the lock that its set needs."""
     assert not all(seen(AN_EVENT, line) for line in range(1, 7))

@@ -114,6 +114,30 @@ def test_python_example(folder, tmp_path):
     assert [line.split()[0] for line in areas] == ["background", "bright"]
 
 
+def test_python_example_tells_what_is_wrong_in_a_sentence(folder, tmp_path):
+    packages.segmenter(folder / "models" / "board", (80, 64))
+    image, text = tmp_path / "one.png", tmp_path / "text.png"
+    Image.fromarray(picture(64, 64)).save(image)
+    text.write_text("no image")
+    stubs.generate(tmp_path)
+    script = (stubs.PROTO.parents[1] / "recipes/examples/python/detect.py").read_text()
+    with serving(folder / "models") as agent:
+        agent.run_model("board")
+        for arguments, code, told in (
+            ([], 2, "usage: python detect.py SOCKET MODEL IMAGE"),
+            ([str(agent.socket), "board"], 2, "usage: python detect.py SOCKET MODEL IMAGE"),
+            ([str(agent.socket), "nobody", str(image)], 1, "NOT_FOUND: No model component 'nobody' is deployed"),
+            ([str(agent.socket), "board", str(image)], 1, "INVALID_ARGUMENT: bitmap is 64x64"),
+            ([str(agent.socket), "board", "nowhere.png"], 1, "nowhere.png: No such file or directory"),
+            ([str(agent.socket), "board", str(text)], 1, f"{text}: is not an image that Pillow can read"),
+            (["/tmp/no-agent-is-here.sock", "board", str(image)], 1, "UNAVAILABLE: "),
+        ):
+            done = stubs.run(script, tmp_path, *arguments)
+            assert (done.returncode, done.stdout) == (code, "")
+            assert done.stderr.startswith(told)
+            assert len(done.stderr.splitlines()) == 1
+
+
 BOTH = """
 import sys
 sys.path.insert(0, ".")

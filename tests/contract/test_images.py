@@ -135,6 +135,11 @@ def test_classification_ignores_a_mask_handle(detect, segment):
     assert not result.anomalies
     assert not any(Path("/dev/shm", untouched.lstrip("/")).read_bytes())
     good(detect("part", WIDTH, HEIGHT, PIXELS.tobytes(), mask=("/no-such-segment", SIZE)))
+    for size in (0, 1, SIZE - 1):
+        good(detect("part", WIDTH, HEIGHT, PIXELS.tobytes(), mask=("/no-such-segment", size)))
+    image = segment(SIZE, PIXELS.tobytes())
+    good(detect("part", WIDTH, HEIGHT, handle=(image, SIZE), mask=(image, SIZE)))
+    assert Path("/dev/shm", image.lstrip("/")).read_bytes() == PIXELS.tobytes()
 
 
 BAD = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -14,7 +15,7 @@ import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
-from support.agent import Agent, alive, place, serving
+from support.agent import Agent, alive, serving
 from support.calls import INTERNAL, OK, PRECONDITION, outcome, request
 from support.users import AGENT, I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
@@ -360,9 +361,9 @@ class TestSocket:
     @pytest.mark.parametrize("same_state", [True, False], ids=["same state folder", "own state folder"])
     def test_second_agent_is_refused(self, models, same_state):
         with serving(models) as first:
-            other = place()
-            state_dir = first.folder / "state" if same_state else other / "state"
-            second = Agent(models, folder=other, socket=str(first.socket), state_dir=str(state_dir))
+            second = Agent(models, socket=str(first.socket))
+            if same_state:
+                second.settings["state_dir"] = str(first.folder / "state")
             try:
                 line = refused(second)
                 assert "Stop it first" in line
@@ -453,21 +454,43 @@ class TestSocket:
     def test_root_is_refused_and_told_three_ways_out(self, models):
         if not I_AM_ROOT:
             pytest.skip("needs root")
-        line = refused(Agent(models, user=MYSELF, allow_root=False))
+        with contextlib.closing(Agent(models, user=MYSELF, allow_root=False)) as agent:
+            line = refused(agent)
         for way in ("--allow-root", "EDGE_AGENT_ALLOW_ROOT=1", "allow_root: true"):
             assert way in line
 
     @pytest.mark.parametrize("state_dir", ["/nonexistent/state", "/proc/state"])
     def test_state_dir_that_cannot_be_made(self, models, state_dir):
         unprivileged()
-        assert "--state-dir" in refused(Agent(models, state_dir=state_dir))
+        with contextlib.closing(Agent(models, state_dir=state_dir)) as agent:
+            assert "--state-dir" in refused(agent)
 
     def test_state_dir_that_others_may_write(self, models, folder):
         open_to_all = folder / "open"
         open_to_all.mkdir()
         os.chown(open_to_all, agent_user().uid, agent_user().gid)
         open_to_all.chmod(0o777)
-        assert "writable by nobody else" in refused(Agent(models, state_dir=str(open_to_all)))
+        with contextlib.closing(Agent(models, state_dir=str(open_to_all))) as agent:
+            assert "writable by nobody else" in refused(agent)
+
+    @pytest.mark.parametrize(("name", "there"), [("lock", "folder"), ("run", "file")])
+    def test_something_else_in_the_state_dir(self, models, name, there):
+        with contextlib.closing(Agent(models)) as agent:
+            agent.start()
+            assert agent.stop() == 0
+            (path,) = (agent.folder / "state").glob("*.lock")
+            path.unlink()
+            path = path.with_suffix(f".{name}")
+            if path.is_dir():
+                shutil.rmtree(path)
+            if there == "folder":
+                path.mkdir()
+            else:
+                path.write_text("")
+            line = refused(agent)
+            assert f"--state-dir {agent.folder / 'state'}: {path.name} in it cannot be used: " in line
+            assert line.endswith(". Remove it, or name another folder.")
+            assert not agent.socket.exists()
 
     def test_state_dir_is_private(self, models):
         with serving(models) as agent:

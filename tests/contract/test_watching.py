@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,132 @@ def test_a_start_in_the_middle_of_a_copy_waits_for_its_end(models):
         (models / "board" / "mochi" / "model.onnx").write_bytes(packages.constant(scores=[0.1, 0.9]))
         until(lambda: agent.state("board") == "RUNNING", "it runs")
         assert score(agent, "board") == pytest.approx(0.1), "the whole new package was loaded"
+
+
+def test_what_is_told_during_and_after_a_slow_replacement(models):
+    """A start reads newer files than the last look has settled on: neither while it waits nor then has anything changed."""
+    constant(models / "board", 0.4)
+    with serving(models, scan_interval=0.2) as agent:
+        stub, told = agent.stub(), []
+        constant(models / "board", 0.1)
+        stub.StartModel(pb2.StartModelRequest(model_component="board"))
+        looks = 0
+
+        def running() -> bool:
+            nonlocal looks
+            description = stub.DescribeModel(pb2.DescribeModelRequest(model_component="board")).model_description
+            told.append(description.status_message)
+            if looks < 5 and description.status == pb2.STARTING:  # what it has just seen is not the last of it
+                looks += 1
+                until(lambda: time.monotonic() > began + 0.15 * looks, "the disk is slow")
+                (models / "board" / "mochi" / "model.onnx").touch()
+            return description.status == pb2.RUNNING
+
+        began = time.monotonic()
+        until(running, "it runs")
+        seen_running = time.monotonic()
+        until(lambda: not running() or time.monotonic() > seen_running + 1, "some looks have come")
+        assert any(message.startswith("Waiting until the package on disk has settled.") for message in told)
+        assert not any("changed since" in message for message in told), set(told)
+        constant(models / "board", 0.7)
+        until(lambda: "changed since" in agent.describe("board").status_message, "a real change is told")
+        assert score(agent, "board") == pytest.approx(0.1)
+
+
+class TestModelsFolderThatIsALink:
+    @pytest.fixture
+    def current(self, models) -> Path:
+        """A link to the folder v1, beside v2."""
+        constant(models / "v1" / "board", 0.25)
+        constant(models / "v2" / "board", 0.75)
+        made = models / "current"
+        made.symlink_to("v1")
+        return made
+
+    @staticmethod
+    def turn(link: Path, target: str) -> None:
+        """Do what `ln -sfn` does."""
+        beside = link.with_suffix(".new")
+        beside.symlink_to(target)
+        beside.replace(link)
+
+    def test_is_followed_anew_at_each_look(self, current):
+        constant(current.parent / "v2" / "part", 0.5)
+        with serving(current) as agent:
+            agent.run_model("board")
+            assert listed(agent) == {"board": "RUNNING"}
+            self.turn(current, "v2")
+            until(lambda: "part" in listed(agent), "what is new is seen")
+            until(lambda: "has changed" in agent.describe("board").status_message, "the change is told")
+            assert score(agent, "board") == pytest.approx(0.25), "what runs goes on as it was loaded"
+            shutil.rmtree(current.parent / "v1")
+            constant(current.parent / "v2" / "later", 0.5)
+            until(lambda: "later" in listed(agent), "some looks have come")
+            assert agent.state("board") == "RUNNING"
+            agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
+            agent.run_model("board")
+            assert score(agent, "board") == pytest.approx(0.75)
+            assert "changed" not in agent.describe("board").status_message
+
+    def test_a_start_follows_it_this_instant(self, current):
+        with serving(current, scan_interval=3600) as agent:
+            self.turn(current, "v2")
+            agent.run_model("board")
+            assert score(agent, "board") == pytest.approx(0.75)
+
+    def test_a_package_that_is_gone_behind_it_is_gone(self, current):
+        with serving(current) as agent:
+            (current.parent / "v3").mkdir()
+            self.turn(current, "v3")
+            until(lambda: listed(agent) == {}, "it disappears")
+
+    def test_that_leads_to_what_cannot_be_looked_at_costs_no_model(self, current):
+        if agent_user().uid == 0:
+            pytest.skip("the agent runs as root, which may read everything")
+        closed = current.parent / "closed"
+        closed.mkdir()
+        closed.chmod(0)
+        with serving(current) as agent:
+            agent.run_model("board")
+            self.turn(current, "closed")
+            until(lambda: f"Folder {closed} cannot be looked at" in agent.log(), "it is told")
+            looked = time.monotonic()
+            until(lambda: time.monotonic() > looked + 0.5, "some looks have come")
+            assert listed(agent) == {"board": "RUNNING"}
+            self.turn(current, "v2")
+            until(lambda: "has changed" in agent.describe("board").status_message, "it is turned on")
+
+    def test_keeps_its_place_among_the_sources(self, current):
+        first = current.parent / "first"
+        first.mkdir()
+        with serving(first, current) as agent:
+            assert listed(agent) == {"board": "STOPPED"}
+            constant(first / "board", 0.5)
+            until(lambda: "is ignored" in agent.describe("board").status_message, "the second source is told of")
+            self.turn(current, "v2")
+            until(lambda: f"deployed, STOPPED, from {current.parent / 'v2' / 'board'}" in agent.log(), "it is turned")
+            agent.run_model("board")
+            assert score(agent, "board") == pytest.approx(0.75), "the source that had it first keeps it"
+
+    def test_permissions_are_those_of_what_is_behind_it(self, current):
+        (current.parent / "v2").chmod(0o777)
+        with serving(current) as agent:
+            agent.run_model("board")
+            self.turn(current, "v2")
+            until(lambda: "has changed" in agent.describe("board").status_message, "the change is told")
+            agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
+            agent.stub().StartModel(pb2.StartModelRequest(model_component="board"))
+            until(lambda: agent.state("board") == "FAILED", "it is refused")
+            assert "Folder 'v2' is writable by everybody" in agent.describe("board").status_message
+
+    def test_that_leads_nowhere_costs_a_warning(self, models):
+        link = models / "link"
+        link.symlink_to(link)
+        with serving(link) as agent:
+            assert "link cannot be looked at" in agent.log()
+            constant(models / "v1" / "board", 0.25)
+            self.turn(link, "v1")
+            until(lambda: "board" in listed(agent), "it is found")
 
 
 def test_the_cause_of_a_failure_outlives_a_new_package(models):

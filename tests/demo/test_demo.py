@@ -1,7 +1,9 @@
 """The demo, for real, for 20 seeds; and that it tells when a verdict is wrong."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from click.testing import CliRunner
 
 from edge_agent.demo import boards
 from edge_agent.demo.boards import DEFECTS, Line
-from support.agent import environment
+from support.agent import alive, descendants, environment, parent
+from support.waiting import until
 
 SEEDS = 20
 
@@ -63,10 +66,11 @@ def test_the_mask_is_where_the_defect_is(tmp_path):
         assert not (marked & ~near).any(), defect
 
 
-def test_a_wrong_verdict_ends_with_1(monkeypatch):
+def test_a_wrong_verdict_ends_with_1(monkeypatch, tmp_path):
     """Negative control: boards that are called defective and are not."""
     from edge_agent.cli.demo import demo
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     real = Line.good
     monkeypatch.setattr(
         Line, "defective", lambda self, defect: boards.Board(real(self).pixels, defect, real(self).where)
@@ -77,16 +81,77 @@ def test_a_wrong_verdict_ends_with_1(monkeypatch):
     assert "WRONG" in done.output
 
 
+# The command line, its segments named so that other clients on this machine are not counted.
+NAMED = """
+import sys
+from edge_agent import segments
+from edge_agent.__main__ import main
+segments.PREFIX = sys.argv.pop(1)
+sys.exit(main())
+"""
+
+
 def test_nothing_is_left_but_the_results(tmp_path):
     env = environment(TMPDIR=str(tmp_path))
-    before = set(Path("/dev/shm").glob("edge-agent-client-*"))
-    command = [sys.executable, "-m", "edge_agent", "demo", "--seed", "5"]
+    prefix = f"edge-agent-test-{os.urandom(6).hex()}-"
+    command = [sys.executable, "-c", NAMED, prefix, "demo", "--seed", "5"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (results,) = tmp_path.iterdir()
     assert [path.name for path in results.iterdir()] == ["overlays"]
     assert f"Overlays: {results / 'overlays'}" in done.stdout
-    assert set(Path("/dev/shm").glob("edge-agent-client-*")) <= before
+    assert list(Path("/dev/shm").glob(f"{prefix}*")) == []
+
+
+def test_sigterm_ends_it_in_order(tmp_path):
+    """Its agent and its temporary folder go with it."""
+    command = [sys.executable, "-m", "edge_agent", "demo", "--keep", str(tmp_path / "kept")]
+    (tmp_path / "tmp").mkdir()
+    env = environment(TMPDIR=str(tmp_path / "tmp"))
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        (agent,) = until(lambda: [pid for pid in descendants(process.pid) if parent(pid) == process.pid], "its agent")
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (143, "")
+    assert not alive(agent)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seed", "-1"], "Invalid value for '--seed': -1 is not in the range"),
+        (["--keep", "{}/file"], "Invalid value for --keep: {}/file is no folder; name a folder"),
+        (["--keep", "{}/file/x"], "Invalid value for --keep: {}/file/x cannot be made: Not a directory"),
+        (["--keep", "/proc/x"], "Invalid value for --keep: /proc/x cannot be made: No such file or directory"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, words):
+    (tmp_path / "file").write_text("precious")
+    command = [sys.executable, "-m", "edge_agent", "demo", *(one.format(tmp_path) for one in arguments)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words.format(tmp_path) in done.stderr
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_file_that_cannot_be_written_is_told_in_a_sentence(monkeypatch, tmp_path):
+    from edge_agent.cli.demo import demo
+    from edge_agent.demo import run as demo_run
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "/x/good-1.png")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(demo_run.template, "to_onnx", full)
+    done = CliRunner().invoke(demo, [])
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "Error: The demo could not be run: /x/good-1.png: No space left on device.\n",
+    )
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    done = CliRunner().invoke(demo, [])
+    assert (done.exit_code, "name another in TMPDIR" in done.stderr) == (1, True)
 
 
 def test_boards_follow_from_the_seed():

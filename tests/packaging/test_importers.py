@@ -848,7 +848,7 @@ def test_torchscript_without_pytorch(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     source = file_of(tmp_path / "mochi.pt", TORCHSCRIPT)
     imported = load(source, tmp_path, manifest=file_of(tmp_path / "mine.json", MANIFEST))
-    with refused(r"mochi.pt is TorchScript, .* needs PyTorch, which is not installed. .*vision-edge-agent\[torch\]"):
+    with refused(r"mochi.pt is TorchScript, .* needs PyTorch, which is not installed: .*pip install '\.\[torch\]'"):
         torchscript.convert(imported.model, imported.manifest, None, tmp_path)
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import yaml
@@ -42,12 +42,16 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class Agent:
-    """One agent process. Settings are those of the settings file."""
+    """One agent process, to be closed. Settings are those of the settings file."""
+
+    unclosed: ClassVar[set[Path]] = set()
 
     def __init__(self, *models: Path, folder: Path | None = None, user: User | None = None, **settings: Any) -> None:
         self.user = user or agent_user()
         self.folder = folder or place(self.user)
         self._own_folder = folder is None
+        if self._own_folder:
+            self.unclosed.add(self.folder)
         self.socket = self.folder / "agent.sock"
         self.settings = {
             "socket": str(self.socket),
@@ -178,6 +182,7 @@ class Agent:
                 self.process.wait()
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
+            self.unclosed.discard(self.folder)
 
 
 @contextlib.contextmanager

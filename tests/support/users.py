@@ -1,5 +1,6 @@
 """Two unprivileged users for a test run by root, who may do everything and would notice nothing."""
 
+import atexit
 import functools
 import os
 import shutil
@@ -39,6 +40,7 @@ def code_path() -> str:
     if not I_AM_ROOT or _can_import({}):
         return ""
     folder = Path(tempfile.mkdtemp(prefix="edge-agent-code-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
     shutil.copytree(ROOT / "agent" / "edge_agent", folder / "edge_agent")
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
@@ -60,7 +62,7 @@ def agent_user() -> User:
 
 def _can_import(environment: dict[str, str]) -> bool:
     command = [sys.executable, "-c", "import edge_agent.worker, edge_agent.cli, onnxruntime"]
-    clean = {"PATH": "/usr/bin:/bin", **environment}
+    clean = {"PATH": "/usr/bin:/bin", "ORT_DISABLE_TELEMETRY": "1", **environment}
     try:
         done = subprocess.run(command, env=clean, cwd="/", capture_output=True, check=False, **AGENT.popen())
     except PermissionError:  # the interpreter itself is out of reach

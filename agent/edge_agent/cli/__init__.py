@@ -5,6 +5,8 @@ from importlib.metadata import version
 
 import click
 
+from edge_agent.cli.boundary import ending_in_order
+
 # Command -> the module it is in. A module is imported when one of its commands is run, so that the daemon does not
 # carry the client's libraries.
 COMMANDS = {
@@ -16,6 +18,8 @@ COMMANDS = {
     "stop": "models",
     "detect": "detect",
     "fit": "fit",
+    "package": "package",
+    "component": "component",
     "demo": "demo",
 }
 
@@ -33,5 +37,8 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("vision-edge-agent"), package_name="vision-edge-agent")
-def command() -> None:
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """Find defects in images on the device: the Edge Agent and its client."""
+    if ctx.invoked_subcommand != "serve":  # which has an end of its own
+        ctx.with_resource(ending_in_order())

@@ -36,6 +36,8 @@ def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _settings(file: Path | None, flags: dict[str, Any]) -> Settings:
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    for sentence in settings_of.strange_variables():
+        click.echo(f"warning: {sentence}", err=True)
     try:
         return settings_of.load(file, given)
     except AgentRefused as refusal:

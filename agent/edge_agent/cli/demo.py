@@ -5,9 +5,18 @@ from pathlib import Path
 
 import click
 
+from edge_agent.cli import places
+from edge_agent.errors import extra
+
 
 @click.command()
-@click.option("--seed", default=0, show_default=True, help="Which board is made, and which defects it gets.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which board is made, and which defects it gets.",
+)
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
@@ -22,9 +31,9 @@ def demo(seed: int, keep: Path | None) -> None:
     try:
         from edge_agent.demo import run
     except ImportError as error:
-        raise click.ClickException(
-            f"The demo needs {error.name}; install it with: pip install 'vision-edge-agent[cpu,demo]'"
-        ) from None
+        raise click.ClickException(f"The demo needs {error.name}; {extra('cpu,demo')}") from None
+    if keep:
+        places.make_folder(keep, "--keep")
     try:
         right = run.demo(seed, keep)
     except run.DemoFailed as error:

@@ -1,6 +1,7 @@
 """`edge-agent detect`: judge images, and show what was found."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,11 +12,17 @@ import click
 from PIL import Image
 
 from edge_agent import overlay as overlays
+from edge_agent.cli import places
 from edge_agent.cli.models import connected, socket_option
-from edge_agent.client import CallFailed, Detection, EdgeAgentClient, read_image
+from edge_agent.cli.places import Places
+from edge_agent.cli.progress import Progress
+from edge_agent.client import CallFailed, Detection, EdgeAgentClient
+from edge_agent.errors import printable
+from edge_agent.images import NotAnImage, Pixels, read_image
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ANOMALOUS = 3
+LEFT_OUT = "the agent left the mask out, which is above its inline_mask_limit; use --shm, or raise that limit"
+NO_MASK = "the model makes no mask: it has no segmentation head"
 
 
 @click.command()
@@ -29,7 +36,7 @@ ANOMALOUS = 3
     "--overlay",
     type=click.Path(path_type=Path),
     metavar="OUT.png|DIR",
-    help="Write image, mask and legend in one picture; into a folder when there are several images.",
+    help="Write image, mask and legend in one picture; into a folder, as IMAGE.png, when there are several images.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON list with one object for each image, and nothing else."
@@ -53,25 +60,22 @@ def detect(
     Exits with 0 when every image was judged, whatever the verdicts; with 1 when one could not be.
     """
     paths = list(_expand(images))
-    into_folder = overlay is not None and _is_folder(overlay, paths)
-    if mask and len(paths) != 1:
-        raise click.BadParameter("is for one image", param_hint="--mask")
-    if into_folder and overlay:
-        overlay.mkdir(parents=True, exist_ok=True)
-    results = []
+    targets = places.plan(paths, mask, overlay)
+    width = max(len(printable(path)) for path in paths)
+    results: list[dict[str, Any]] = []
     begin = time.monotonic()
-    with connected(socket) as client:
+    with (
+        connected(socket) as client,
+        Progress("judging", len(paths), shown=len(paths) > 1 and not as_json and sys.stderr.isatty()) as progress,
+    ):
         name = model or _only_running(client)
-        for path in _with_progress(paths, shown=not as_json and sys.stderr.isatty()):
-            result, detection = _judge(client, name, path, shm=shm)
+        for path, target in zip(paths, targets, strict=True):
+            progress.show(len(results))
+            result = _judge(client, name, path, target, shm=shm)
             results.append(result)
             if not as_json:
-                click.echo(_line(result, max(map(len, paths))), err="error" in result)
-            if detection and overlay:
-                target = overlay / f"{Path(path).stem}.png" if into_folder else overlay
-                _write(overlays.draw(read_image(path), detection, Path(path).name), target)
-            if detection and mask:
-                _write_mask(detection, mask)
+                progress.clear()
+                _tell(result, width)
     if as_json:
         click.echo(json.dumps(results, indent=1))
     elif len(results) > 1:
@@ -85,21 +89,16 @@ def detect(
 def _expand(images: tuple[str, ...]) -> Iterator[str]:
     """Yield each image as it was named, a folder's images by their paths in alphabetical order."""
     for argument in images:
-        folder = Path(argument)
-        if not folder.is_dir():
+        if not os.path.isdir(argument):  # noqa: PTH112  (which raises for no path whatever)
             yield argument
             continue
-        inside = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        try:
+            inside = sorted(str(path) for path in Path(argument).iterdir() if path.suffix.lower() in places.SUFFIXES)
+        except OSError as error:
+            raise click.BadParameter(f"the folder {printable(argument)} cannot be read: {error.strerror}") from None
         if not inside:
-            raise click.BadParameter(f"there is no image in the folder {argument}")
+            raise click.BadParameter(f"there is no image in the folder {printable(argument)}")
         yield from inside
-
-
-def _is_folder(overlay: Path, paths: list[str]) -> bool:
-    """Return whether overlays go into a folder: when there are several, or when the name is no picture's."""
-    if len(paths) > 1 and overlay.suffix.lower() in IMAGE_SUFFIXES and not overlay.is_dir():
-        raise click.BadParameter("several images need a folder", param_hint="--overlay")
-    return overlay.is_dir() or overlay.suffix.lower() not in IMAGE_SUFFIXES
 
 
 def _only_running(client: EdgeAgentClient) -> str:
@@ -110,20 +109,15 @@ def _only_running(client: EdgeAgentClient) -> str:
     return running[0]
 
 
-def _with_progress(paths: list[str], *, shown: bool) -> Iterator[str]:
-    """Yield the paths; of a folder's worth of images, show on a terminal how many are done."""
-    if not shown or len(paths) < 2:
-        yield from paths
-        return
-    with click.progressbar(paths, label="judging", show_pos=True, file=sys.stderr) as bar:
-        yield from bar
-
-
-def _judge(client: EdgeAgentClient, model: str, path: str, *, shm: bool) -> tuple[dict[str, Any], Detection | None]:
+def _judge(client: EdgeAgentClient, model: str, path: str, target: Places, *, shm: bool) -> dict[str, Any]:
+    """Return what there is to say of an image: its verdict, or `error`, or both when a picture could not be written."""
     try:
-        detection = client.detect(model, path, shm=shm)
+        pixels = read_image(path)
+        detection = client.detect(model, pixels, shm=shm)
+    except NotAnImage as error:
+        return {"image": path, "error": error.reason}
     except (CallFailed, OSError, ValueError) as error:
-        return {"image": path, "error": str(error)}, None
+        return {"image": path, "error": _sentence(error)}
     anomalies = [
         {"name": one.name, "total_percentage_area": one.total_percentage_area, "hex_color": one.hex_color}
         for one in detection.anomalies
@@ -135,38 +129,65 @@ def _judge(client: EdgeAgentClient, model: str, path: str, *, shm: bool) -> tupl
         "anomaly_score": detection.anomaly_score,
         "anomaly_threshold": detection.anomaly_threshold,
         "anomalies": anomalies,
-    }, detection
+        **_show(pixels, detection, Path(path).name, target),
+    }
 
 
-def _write_mask(detection: Detection, target: Path) -> None:
-    if detection.mask is None:
-        raise click.ClickException("The model makes no mask: it has no segmentation head.")
-    _write(Image.fromarray(detection.mask), target)
+def _show(pixels: Pixels, detection: Detection, title: str, target: Places) -> dict[str, str]:
+    """Write the pictures that are wanted of an image; return where each is, and an `error` when one is not."""
+    shown, errors = {}, []
+    for kind, place in (("overlay", target.overlay), ("mask", target.mask)):
+        if place is None:
+            continue
+        if detection.mask_left_out:
+            errors.append(LEFT_OUT)
+        elif kind == "mask" and detection.mask is None:
+            errors.append(NO_MASK)
+        else:
+            try:
+                _picture(kind, pixels, detection, title).save(place)
+                shown[kind] = str(place)
+            except (OSError, ValueError) as error:
+                errors.append(f"the {kind} cannot be written into {place}: {_sentence(error)}")
+    return {**shown, **({"error": "; ".join(dict.fromkeys(errors))} if errors else {})}
 
 
-def _write(picture: Image.Image, target: Path) -> None:
-    try:
-        picture.save(target)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"{target} cannot be written: {error}") from None
+def _picture(kind: str, pixels: Pixels, detection: Detection, title: str) -> Image.Image:
+    if kind == "mask" and detection.mask is not None:
+        return Image.fromarray(detection.mask)
+    return overlays.draw(pixels, detection, title)
+
+
+def _sentence(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _tell(result: dict[str, Any], width: int) -> None:
+    """Print what there is to say of an image: its verdict on stdout, what went wrong on stderr."""
+    if "is_anomalous" in result:
+        click.echo(_line(result, width))
+    if "error" in result:
+        click.echo(printable(f"{result['image']}: {result['error']}"), err=True)
 
 
 def _line(result: dict[str, Any], width: int) -> str:
-    if "error" in result:
-        return f"{result['image']}: {result['error']}"
     verdict = click.style("ANOMALOUS", "red") if result["is_anomalous"] else click.style("normal   ", "green")
     types = ", ".join(
-        f"{one['name']} {one['total_percentage_area']:.2%}"
+        f"{printable(one['name'])} {one['total_percentage_area']:.2%}"
         for one in result["anomalies"]
         if one["name"] != "background"
     )
-    return f"{result['image']:{width}}  {verdict}  confidence {result['confidence']:.4f}  {types}".rstrip()
+    return f"{printable(result['image']):{width}}  {verdict}  confidence {result['confidence']:.4f}  {types}".rstrip()
 
 
 def _summary(results: list[dict[str, Any]], seconds: float, overlay: Path | None) -> str:
-    failed = sum("error" in result for result in results)
-    anomalous = sum(result.get("is_anomalous", False) for result in results)
-    told = f"{len(results)} images: {anomalous} anomalous, {len(results) - anomalous - failed} normal"
-    told += f", {failed} failed" if failed else ""
+    judged = [result for result in results if "is_anomalous" in result]
+    anomalous = sum(result["is_anomalous"] for result in judged)
+    told = f"{len(results)} images: {anomalous} anomalous, {len(judged) - anomalous} normal"
+    for what, count in (
+        ("failed", len(results) - len(judged)),
+        ("without a picture", sum("error" in result for result in judged)),
+    ):
+        told += f", {count} {what}" if count else ""
     told += f"; {seconds:.1f} s"
     return told + (f"; overlays in {overlay}" if overlay else "")

@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.block import NAME
-from edge_agent.cli.detect import IMAGE_SUFFIXES
-from edge_agent.client import read_image
-
-NEEDS_EXTRA = "Fitting needs the `onnx` package; install it with: pip install 'vision-edge-agent[packaging]'"
+from edge_agent.cli.places import SUFFIXES
+from edge_agent.errors import extra
+from edge_agent.images import NotAnImage, read_image
 
 
 @click.group()
@@ -60,11 +59,11 @@ def template(normal: Path, out: Path, threshold: float | None) -> None:
         from model_packager import template as templates
         from model_packager import writing
     except ImportError:
-        raise click.ClickException(NEEDS_EXTRA) from None
+        raise click.ClickException(f"Fitting needs the `onnx` package; {extra('packaging')}") from None
     name = out.absolute().name
     if not NAME.fullmatch(name):
         raise click.BadParameter(f"{name!r} cannot name a component; use a-z A-Z 0-9 - _ .", param_hint="--out")
-    paths = sorted(path for path in normal.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in normal.iterdir() if path.suffix.lower() in SUFFIXES)
     try:
         images = [_read(path) for path in paths]
         fitted = templates.fit(images, threshold)
@@ -86,5 +85,5 @@ def template(normal: Path, out: Path, threshold: float | None) -> None:
 def _read(path: Path) -> NDArray[np.uint8]:
     try:
         return read_image(path)
-    except ValueError as error:
-        raise click.ClickException(f"{path} {error}") from None
+    except NotAnImage as error:
+        raise click.ClickException(str(error)) from None

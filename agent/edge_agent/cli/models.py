@@ -9,6 +9,7 @@ import click
 from edge_agent import address
 from edge_agent.cli.tables import table
 from edge_agent.client import CallFailed, EdgeAgentClient, ModelInfo
+from edge_agent.errors import printable
 
 socket_option: Callable[..., Any] = click.option(
     "--socket",
@@ -32,7 +33,7 @@ def connected(socket: str, name: str = "") -> Iterator[EdgeAgentClient]:
         try:
             yield client
         except CallFailed as error:
-            raise click.ClickException(f"{name}: {error}" if name else str(error)) from None
+            raise click.ClickException(printable(f"{name}: {error}" if name else str(error))) from None
 
 
 @click.command()
@@ -44,7 +45,10 @@ def models(socket: str) -> None:
     if not listed:
         click.echo("No models are deployed.")
         return
-    rows = [(one.name, click.style(one.status, STATUS_COLOURS.get(one.status)), one.status_message) for one in listed]
+    rows = [
+        (one.name, click.style(one.status, STATUS_COLOURS.get(one.status)), printable(one.status_message))
+        for one in listed
+    ]
     click.echo(table(("MODEL", "STATUS", "MESSAGE"), rows))
 
 
@@ -61,7 +65,7 @@ def describe(name: str, socket: str) -> None:
         ("status", info.status),
         ("message", info.status_message),
     ):
-        click.echo(f"{label:8} {value}".rstrip())
+        click.echo(f"{label:8} {printable(value)}".rstrip())
 
 
 @click.command()
@@ -89,4 +93,4 @@ def stop(name: str, socket: str) -> None:
 
 
 def _say(info: ModelInfo) -> None:
-    click.echo(f"{info.name} {info.status} {info.status_message}".rstrip())
+    click.echo(printable(f"{info.name} {info.status} {info.status_message}".rstrip()))

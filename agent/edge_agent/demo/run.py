@@ -48,8 +48,11 @@ class Inspected:
 def demo(seed: int, keep: Path | None) -> bool:
     """Run the demo and print what happens; return whether every verdict is right. Raises DemoFailed."""
     begin = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="edge-agent-demo-"))
-    results = keep or Path(tempfile.mkdtemp(prefix="edge-agent-demo-results-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="edge-agent-demo-"))
+        results = keep or Path(tempfile.mkdtemp(prefix="edge-agent-demo-results-"))
+    except OSError as error:
+        raise DemoFailed(f"No temporary folder can be made: {error.strerror}; name another in TMPDIR.") from None
     try:
         line = Line(seed)
         click.echo(f"Rendering {TRAINING} good boards and fitting a template to them (seed {seed})...")
@@ -69,6 +72,9 @@ def demo(seed: int, keep: Path | None) -> bool:
         overlays = _write_overlays(inspected, results / "overlays")
         if keep:
             _keep(keep, normals, inspected, package)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise DemoFailed(f"The demo could not be run: {where}{error.strerror or error}.") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     click.echo(_table(inspected))
