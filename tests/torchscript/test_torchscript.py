@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from edge_agent.client import EdgeAgentClient
@@ -20,7 +21,6 @@ from model_packager.errors import PackagingRefused
 from support import packages, shared
 from support.agent import serving
 
-torch = pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.torch,
     # PyTorch says of what the field's models were made with that it is deprecated.
