@@ -40,6 +40,8 @@ class Spread:
         self.widths = np.bincount(self.columns, minlength=small[0]).astype(np.float64)
         self.heights = np.bincount(self.rows, minlength=small[1]).astype(np.float64)
         self.bytes = (CHANNELS * self.columns[:, None] + np.arange(CHANNELS)).reshape(-1)
+        # The small map's rows in colour, as wide as the image's; white but while a mask is painted.
+        self.canvas = np.full((small[1], len(self.bytes)), WHITE, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,11 @@ class Pipeline:
         small, spread = class_map.small, class_map.spread
         marked = np.flatnonzero(small.any(axis=1))
         band = slice(marked[0], marked[-1] + 1)
-        coloured = np.full((small.shape[0], len(spread.bytes)), WHITE, np.uint8)
         # mode="clip" lets NumPy write into the target itself; the indices are in range anyway.
         colours = np.take(self._palette, small[band]).view(np.uint8)
-        np.take(colours, spread.bytes, axis=1, out=coloured[band], mode="clip")
-        np.take(coloured, spread.rows, axis=0, out=target.reshape(target.shape[0], -1), mode="clip")
+        np.take(colours, spread.bytes, axis=1, out=spread.canvas[band], mode="clip")
+        np.take(spread.canvas, spread.rows, axis=0, out=target.reshape(target.shape[0], -1), mode="clip")
+        spread.canvas[band].fill(WHITE)
 
     def _score(self, score: float) -> np.float32:
         """Return the anomaly score, calibrated where the stage says how; a stage without classes is never calibrated."""

@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
+import select
 import signal
 import tempfile
 import threading
@@ -92,6 +94,9 @@ class Worker:
         except BaseException:
             self._close_memory()
             raise
+        # Made once: `Connection.poll` makes and registers a selector for each call.
+        self._poller = select.poll()
+        self._poller.register(self._pipe.fileno(), select.POLLIN)
         self._pid = self._process.pid or 0
         threading.Thread(target=self._watch, name=f"watch-{found.name}", daemon=True).start()
         try:
@@ -174,7 +179,7 @@ class Worker:
 
     def _receive(self, timeout: float, cause: str) -> object:
         try:
-            if self._pipe.poll(timeout):
+            if self._poller.poll(math.ceil(1000 * timeout)):
                 return self._pipe.recv()
         except (EOFError, OSError):
             raise self._died() from None

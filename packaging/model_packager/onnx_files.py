@@ -74,7 +74,8 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def reads(node: onnx.NodeProto) -> set[str]:
     """Return the names of all that a node reads, and the nodes of the graphs inside it."""
     inner = (one for attribute in node.attribute for one in [attribute.g, *attribute.graphs])
-    return {*node.input}.union(*(reads(each) for one in inner for each in one.node))
+    # "" stands for an input that is left out.
+    return {*node.input}.union(*(reads(each) for one in inner for each in one.node)) - {""}
 
 
 def _inlined(model: onnx.ModelProto, label: str) -> onnx.ModelProto:

@@ -72,8 +72,8 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     from onnxruntime.transformers import float16
 
-    inner = _network(model)
     try:
+        inner = _network(model)
         with warnings.catch_warnings():
             # It warns of numbers that float16 has not; what they do to verdicts is found by the comparison.
             warnings.simplefilter("ignore")
@@ -110,7 +110,7 @@ def _network(model: onnx.ModelProto) -> onnx.ModelProto:
         node.input[:] = [f"{name}#network" if name in shared else name for name in node.input]
     made = {name for node in inside for name in node.output}
     read = {name for node in inside for name in onnx_files.reads(node)}
-    wanted = {one.name for one in whole.output} | {name for node in outside for name in node.input}
+    wanted = {one.name for one in whole.output} | {name for node in outside for name in onnx_files.reads(node)}
     weights = []
     for one in whole.initializer:
         if one.name in shared:

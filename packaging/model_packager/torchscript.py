@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import manifest
-from edge_agent.errors import extra
+from edge_agent.errors import InferenceFailed, extra
 from edge_agent.graphs import NetworkGraph, Reading
 from model_packager import children
 from model_packager.errors import PackagingRefused
@@ -119,6 +119,8 @@ def _convert(request: Mapping[str, Any]) -> Mapping[str, Any]:
     images = Images(Path(request["images"]) if request["images"] else None, parsed)
     try:
         readings = [graph.read(pixels) for pixels in images.of_input_size()]
+    except InferenceFailed as error:
+        raise PackagingRefused(f"The TorchScript model is not what the manifest says: {error}") from None
     except RuntimeError as error:
         raise PackagingRefused(
             f"The TorchScript model fails on an image of its input size: {_sentence(error)}"

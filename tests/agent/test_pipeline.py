@@ -156,3 +156,19 @@ def test_calibration_does_not_overflow(score):
 def test_confidence_of_scores_out_of_range():
     assert pipeline.confidence(np.float32(2.0), True) == 1.0
     assert pipeline.confidence(np.float32(-1.0), False) == 1.0
+
+
+@pytest.mark.parametrize("marks", [[(3, 5), (40, 44)], [(0, 64), (10, 11)], [(63, 64), (0, 1), (0, 0), (20, 30)]])
+def test_a_mask_has_nothing_of_the_one_before(marks):
+    """Rows of another image's anomalies, of all rows, of none: each mask as if it were the first."""
+    content = packages.manifest(size=(80, 64), segmentation=True, pixel_names=("background", "dent"))
+    session = Echo(np.zeros((1, 2, 64, 80)), [[0.25, 0.75]])
+    judge = pipe(manifest.parse(content), session)
+    for begin, end in marks:
+        session.outputs[0] = np.zeros((1, 2, 64, 80), np.float32)
+        session.outputs[0][0, 1, begin:end, 7:9] = 1
+        expected = np.full((64, 80, 3), 255, np.uint8)
+        expected[begin:end, 7:9] = (0x23, 0xA4, 0x36)
+        painted = np.empty((64, 80, 3), np.uint8)
+        judge.paint(judge.judge(picture(80, 64))[1], painted)
+        assert (painted == expected).all()

@@ -142,6 +142,33 @@ def test_fp16(tmp_path, model, conventions, given):
                 np.testing.assert_allclose(other[name], one[name], atol=5e-3)
 
 
+def test_inputs_and_outputs_that_are_left_out(tmp_path):
+    """They are all called "", which makes nobody depend on anybody."""
+    model = networks.anomalib(resize=(96, 80))
+    model.graph.node[4].output[0] = "without"
+    constants = {
+        "cube": np.array([1, 1, 1], np.int64),
+        "w": np.ones((1, 3, 1), np.float32),
+        "zero": np.zeros(1, np.float32),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    more = [
+        helper.make_node("Reshape", ["mean", "cube"], ["series"]),
+        helper.make_node("GRU", ["series", "w", "w"], ["", "last"], hidden_size=1),
+        helper.make_node("Reshape", ["last", "score_shape"], ["number"]),
+        helper.make_node("Mul", ["number", "zero"], ["nothing"]),
+        helper.make_node("Add", ["without", "nothing"], ["pred_score"]),
+    ]
+    for place, node in enumerate(more, 5):
+        model.graph.node.insert(place, node)
+    before = folded(tmp_path, model, MAP)
+    assert any("" in node.output for node in before.graph.node)
+    assert any("" in node.input for node in before.graph.node)
+    after = optimising.to_fp16(before)
+    onnx.checker.check_model(after, full_check=True)
+    np.testing.assert_allclose(*(run(one, networks.pictures(1)[0])["score"] for one in (before, after)), atol=5e-3)
+
+
 def test_a_sum_of_scores_is_not_rounded_to_float16(tmp_path):
     """Numbers that the network gives are; what is made of them is not, since a threshold may be near."""
     model = folded(

@@ -228,6 +228,12 @@ def test_outputs_that_are_no_tensors(tmp_path):
         run(folder, tmp_path / "out")
 
 
+def test_other_outputs_than_the_manifest_says(tmp_path):
+    source = pair(tmp_path / "source", Mochi(True, True), content(True, False))
+    with pytest.raises(PackagingRefused, match="not what the manifest says: .* promises class scores 1xK"):
+        run(source, tmp_path / "out")
+
+
 def test_a_model_of_another_size_is_said_to_be_so(tmp_path):
     class Fixed(Mochi):
         def forward(self, x):

@@ -14,7 +14,7 @@ import click
 
 from edge_agent import state
 from edge_agent.cli.tables import table
-from edge_agent.errors import AgentRefused, extra
+from edge_agent.errors import AgentRefused, extra, printable
 from edge_agent.manifest import INTERPOLATIONS
 
 NEEDS_EXTRA = f"Packaging needs the package `onnx` and ONNX Runtime; {extra('cpu,packaging')}."
@@ -243,7 +243,7 @@ def start(
         click.echo(f"Error: {ended.job.message}", err=True)
         raise
     except PackagingRefused as refusal:
-        raise click.ClickException(str(refusal)) from None
+        raise click.ClickException(printable(str(refusal))) from None
     told = job.document()
     if as_json:
         click.echo(json.dumps(told, indent=1))
@@ -284,7 +284,7 @@ def list_(project_name: str | None, as_json: bool, state_dir: Path | None) -> No
             "{ComponentName} {ComponentVersion}".format(**one["ModelPackagingOutputDetails"]["Greengrass"]),
             click.style(one["Status"], STATUS_COLOURS.get(one["Status"])),
             one["CreationTimestamp"],
-            one["StatusMessage"],
+            printable(one["StatusMessage"]),
         )
         for one in jobs
     ]
@@ -359,7 +359,11 @@ def _refused(code: int) -> Iterator[None]:
     try:
         yield
     except (PackagingRefused, AgentRefused) as refusal:
-        error = _BadArguments(str(refusal)) if code == BAD_ARGUMENTS else click.ClickException(str(refusal))
+        error = (
+            _BadArguments(printable(str(refusal)))
+            if code == BAD_ARGUMENTS
+            else click.ClickException(printable(str(refusal)))
+        )
         raise error from None
 
 
@@ -444,7 +448,7 @@ def _report(told: Mapping[str, Any]) -> str:
         f"status     {click.style(told['Status'], STATUS_COLOURS.get(told['Status']))}",
     ]
     if told["StatusMessage"]:
-        lines.append(f"message    {told['StatusMessage']}")
+        lines.append(f"message    {printable(told['StatusMessage'])}")
     if told["Status"] == "RUNNING":
         lines.append(f"progress   {told['Progress']['Fraction']:.0%} {told['Progress']['Step']}")
     if result:
