@@ -95,6 +95,7 @@ def serve(
     with os.fdopen(told, "wb", closefd=False) as out:
         out.write(json.dumps(answer).encode())
     # At once: the asker reads to the end, which comes with ours, and lets go of us then.
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
