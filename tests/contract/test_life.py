@@ -111,7 +111,11 @@ class TestWorkerKilled:
     def test_images_of_calls_that_failed_are_given_back(self, folder):
         """An error that several threads raise would keep all their frames, and the images in them, alive."""
         packages.classifier(folder / "models" / "part")
-        with serving(folder / "models", any_image_size=True) as agent:
+        agent = Agent(folder / "models", any_image_size=True)
+        # What is freed must be seen to go, at once, and not stay with the allocator.
+        returned = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"}
+        with contextlib.closing(agent):
+            agent.start(**returned)
             agent.run_model("part")
             worker = agent.workers()[0]
             os.kill(worker, signal.SIGSTOP)
