@@ -1,4 +1,4 @@
-"""Which packages there are: the models folders, looked at again and again, until what is seen has settled.
+"""Which packages there are: the models folders and the registry, looked at again and again, until what is seen has settled.
 
 Polled rather than watched with inotify, which says nothing on network and bind mounts; a look costs a few system calls
 for each package.
@@ -15,6 +15,7 @@ from edge_agent import packages
 from edge_agent.block import NAME
 from edge_agent.errors import shown
 from edge_agent.packages import Found, Rules, Signature
+from edge_agent.registry import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +23,26 @@ GONE = {errno.ENOENT, errno.ENOTDIR}
 
 
 class Catalog:
-    """The packages in the models folders. A folder is a source; within one the highest version of a component wins.
+    """The packages on the device. Its sources come in this order: models folders as given, the registry, the scan.
 
-    A models folder may be a link, which is followed anew at each look. What is found is named by where it really is, so
-    that turning the link in the middle of a look or a load cannot mix two packages.
+    Within one folder the highest version of a component wins. A folder may be a link, which is followed anew at each
+    look. What is found is named by where it really is, so that turning the link in the middle of a look or a load
+    cannot mix two packages.
     """
 
-    def __init__(self, roots: Iterable[Path], rules: Rules) -> None:
-        self._roots = tuple(root.absolute() for root in roots)
-        # Where a models folder is or was, all links followed -> which one it is, counted from 0.
+    def __init__(
+        self, roots: Iterable[Path], rules: Rules, registry: Registry | None = None, scan: Path | None = None
+    ) -> None:
+        folders = [root.absolute() for root in roots]
+        self._registered = len(folders)
+        # Which source each folder is, counted from 0.
+        self._roots = dict(enumerate(folders))
+        if scan:
+            self._roots[self._registered + 1] = scan.absolute()
+        # Where a folder is or was, all links followed -> which source it is.
         self._sources: dict[Path, int] = {}
         self._rules = rules
+        self._registry = registry
         self._settled: dict[Path, Found] = {}
         self._seen: dict[Path, Signature] | None = None
         self._unseen: set[Path] = set()
@@ -40,15 +50,20 @@ class Catalog:
         self._told: set[str] = set()
 
     def look(self) -> dict[str, list[Found]]:
-        """Look at all folders; return for each component what claims to be it, one a source, in the order of sources.
+        """Look at all sources; return for each component what claims to be it, one a source, in the order of sources.
 
         What is new, changed or gone counts from the second look in a row that sees the same, so that a package that
         is being copied or replaced is left alone. The very first look counts at once.
         """
         self._unseen.clear()
-        real = [_real(root) for root in self._roots]
-        self._sources |= {root: source for source, root in reversed(list(enumerate(real)))}
-        now = {found.folder: found for root in real for found in self._look_below(root)}
+        now: dict[Path, Found] = {}
+        for source, root in self._roots.items():
+            real = _real(root)
+            self._sources.setdefault(real, source)
+            for found in self._look_below(real):
+                now.setdefault(found.folder, found)
+        # What is registered is that, also where a folder of another source holds it.
+        now |= {found.folder: found for found in self._look_at_registry()}
         if self._seen is None:
             self._settled = dict(now)
         else:
@@ -63,11 +78,13 @@ class Catalog:
         return self._by_name()
 
     def source(self, found: Found) -> int:
-        """Return which of the models folders a package is from, counted from 0."""
-        return self._sources[found.root]
+        """Return which of the sources a package is from, counted from 0."""
+        return self._registered if found.called else self._sources[found.root]
 
     def moved(self, found: Found) -> Found:
         """Return a package with the place that its models folder has this instant, if that is a link and was turned."""
+        if found.called:
+            return found
         source = self.source(found)
         root = _real(self._roots[source])
         if root == found.root:
@@ -78,13 +95,9 @@ class Catalog:
     def _look_below(self, root: Path) -> list[Found]:
         found = []
         for folder in packages.search(root, self._cannot_look):
-            try:
-                one = packages.look(folder, root, self._rules)
-            except OSError as error:
-                self._cannot_look(error, folder)
-                if folder in self._settled or error.errno in GONE:
-                    continue
-                one = _unreadable(folder, root, error)
+            one = self._look_at(folder, root)
+            if one is None:
+                continue
             if one.package:
                 self._names[folder] = one.name, one.version
             elif folder in self._names:
@@ -98,6 +111,24 @@ class Catalog:
                     f"Skipped the package in {folder}: its name {shown(one.name)} is not of [a-zA-Z0-9-_.]{{1,128}}."
                 )
         return found
+
+    def _look_at_registry(self) -> list[Found]:
+        if self._registry is None:
+            return []
+        found = [
+            self._look_at(place.folder, place.root, (entry.component, entry.version))
+            for entry, place in self._registry.look()
+        ]
+        return [one for one in found if one]
+
+    def _look_at(self, folder: Path, root: Path, called: tuple[str, str] | None = None) -> Found | None:
+        try:
+            return packages.look(folder, root, self._rules, called)
+        except OSError as error:
+            self._cannot_look(error, folder)
+            if folder in self._settled or error.errno in GONE:
+                return None
+            return _unreadable(folder, root, error, called)
 
     def _by_name(self) -> dict[str, list[Found]]:
         best: dict[tuple[str, int], Found] = {}
@@ -138,10 +169,10 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _unreadable(folder: Path, root: Path, error: OSError) -> Found:
-    name, version = packages.name_and_version(folder)
+def _unreadable(folder: Path, root: Path, error: OSError, called: tuple[str, str] | None) -> Found:
+    name, version = called or packages.name_and_version(folder)
     signature = ((str(folder), error.errno or 0, 0, 0, 0, 0, 0),)
-    return Found(name, version, folder, root, signature, None, f"The package cannot be read: {error.strerror}.")
+    return Found(name, version, folder, root, signature, None, f"The package cannot be read: {error.strerror}.", called)
 
 
 def _version(found: Found) -> tuple[int, ...]:

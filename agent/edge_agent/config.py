@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -108,7 +109,21 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds between two looks at the models folders; a change counts when two agree.",
     )
-    trusted_uids: Uids = Field((), description="Users besides root and the agent's own that may own model packages.")
+    registry: Path | None = Field(
+        None, description="Folder in which model components register their packages; it is made where it is missing."
+    )
+    registry_roots: Folders = Field(
+        (),
+        description="Folders below which registered packages must be; default: `packages` of the Greengrass root, where "
+        "the registry is `<root>/work/<component>/<folder>`.",
+    )
+    scan: Path | None = Field(
+        None,
+        description="Folder that is searched for packages last, as Greengrass's `packages/artifacts-unarchived`.",
+    )
+    trusted_uids: Uids = Field(
+        (), description="Users besides root and the agent's own that may own model packages and register them."
+    )
     target: Literal["advisory", "strict"] = Field(
         "advisory",
         description="Whether a package compiled for another GPU or TensorRT is only said to be so, or refused.",
@@ -173,7 +188,16 @@ class Settings(BaseSettings):
             raise ValueError(f"a group's number is at most {LARGEST_ID}")
         return value
 
-    @field_validator("models", "state_dir", mode="before")
+    @model_validator(mode="after")
+    def _registry_has_roots(self) -> "Settings":
+        if self.registry and not self.registry_roots and not _greengrass_root(self.registry):
+            raise ValueError(
+                "the registry needs registry_roots, the folders below which registered packages must be; only for a "
+                "registry at <root>/work/<component>/<folder> they are known"
+            )
+        return self
+
+    @field_validator("models", "registry_roots", "registry", "scan", "state_dir", mode="before")
     @classmethod
     def _folders_have_names(cls, value: object) -> object:
         if value == "" or (isinstance(value, list | tuple) and "" in value):
@@ -197,6 +221,12 @@ class Settings(BaseSettings):
         """What model packages must fulfil on this device."""
         return Rules(self.trusted_uids, self.target == "strict")
 
+    @property
+    def allowed_roots(self) -> tuple[Path, ...]:
+        """The folders below which registered packages must be."""
+        root = _greengrass_root(self.registry) if self.registry else None
+        return self.registry_roots or ((root / "packages",) if root else ())
+
     def of_model(self, name: str, key: str) -> Any:
         """Return a model's own value of `key`, or the agent's."""
         own = getattr(self.model_settings.get(name), key, None)
@@ -218,6 +248,12 @@ class Settings(BaseSettings):
             name: value for name, value in env_settings.env_vars.items() if value or name == may_be_empty
         }
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def _greengrass_root(registry: Path) -> Path | None:
+    """Return the root folder of Greengrass, where a registry is in the work folder of a component."""
+    parents = registry.absolute().parents
+    return parents[2] if len(parents) > 2 and parents[1].name == "work" else None
 
 
 def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:

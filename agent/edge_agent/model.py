@@ -92,6 +92,9 @@ class Model:
             self._notes = notes
             if self._found is not deployed:
                 return False  # a start has just read the package itself; the next look is compared with that
+            if _renamed(found, deployed):
+                self._found = found
+                same = True
             if same:
                 self._waiting = None
                 return False
@@ -107,6 +110,8 @@ class Model:
 
         Looks settle later than a start reads, so what they have may be older than what is deployed.
         """
+        if found.called != deployed.called:
+            return False
         if (found.folder, found.signature) == (deployed.folder, deployed.signature):
             return True
         try:
@@ -334,6 +339,16 @@ def _release(queue: CallQueue, worker: Worker) -> None:
     """Give a dead worker's pipe and memory back once the last call has let go of them."""
     queue.wait_idle(DEATH_PATIENCE)
     worker.release()
+
+
+def _renamed(found: Found, deployed: Found) -> bool:
+    """Return whether a package that was accepted is the same as before, and only its source is another."""
+    return (
+        found.package is not None
+        and deployed.package is not None
+        and found.called != deployed.called
+        and (found.folder, found.content, found.version) == (deployed.folder, deployed.content, deployed.version)
+    )
 
 
 def sources_note(others: Collection[Found]) -> tuple[str, ...]:

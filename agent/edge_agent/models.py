@@ -1,8 +1,9 @@
-"""Which models are deployed: kept in step with the folders, started and stopped by name, remembered over a restart."""
+"""Which models are deployed: kept in step with their sources, started and stopped by name, remembered over a restart."""
 
 import logging
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 
 from edge_agent.block import NAME
 from edge_agent.catalog import Catalog
@@ -12,6 +13,7 @@ from edge_agent.lifecycle import State
 from edge_agent.memory import MemoryLedger
 from edge_agent.model import Model, sources_note
 from edge_agent.packages import Found
+from edge_agent.registry import Registry
 from edge_agent.state import RunningModels
 from edge_agent.supervisor import Spawner
 
@@ -23,12 +25,15 @@ SCAN_PATIENCE = 1.0
 class Models:
     """Every deployed model by name."""
 
-    def __init__(self, settings: Settings, spawner: Spawner, remembered: RunningModels) -> None:
+    def __init__(
+        self, settings: Settings, spawner: Spawner, remembered: RunningModels, registry: Registry | None = None
+    ) -> None:
         self._settings = settings
         self._spawner = spawner
         self._remembered = remembered
         self._ledger = MemoryLedger(settings.memory_reserve)
-        self._catalog = Catalog(settings.models, settings.package_rules)
+        self._registry = registry
+        self._catalog = Catalog(settings.models, settings.package_rules, registry, settings.scan)
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
         # What is remembered over a restart, and what starts by itself as soon as it is there: until somebody starts or
@@ -42,6 +47,7 @@ class Models:
         self._remembering = threading.Lock()
         self._serving = False
         self._told: set[tuple[str, str]] = set()
+        self._verdicts: dict[str, tuple[Path, str]] = {}
 
     def get(self, name: str) -> Model:
         """Return a deployed model; raise InvalidArgument for what can be no name, ModelNotFound for any other."""
@@ -85,22 +91,32 @@ class Models:
         self._calls.release()
 
     def scan(self) -> None:
-        """Bring the deployed models in step with the folders; start what is wanted and newly there."""
+        """Bring the deployed models in step with their sources; start what is wanted and newly there."""
         with self._scanning:
             by_name = self._catalog.look()
+            fresh = self._registry.fresh_autostarts() if self._registry else set()
+            self._automatic |= fresh
+            self._verdicts = {}
             for name, candidates in by_name.items():
-                self._deploy(name, candidates)
+                self._judge(candidates, self._deploy(name, candidates))
             for model in self.all():
                 if model.name not in by_name:
                     self._remove(model)
+                elif self._serving and model.name in fresh:
+                    self._start_wanted(model)
+            self._answer()
 
     def watch(self) -> None:
         """Scan again and again, in a thread of its own, until `close`."""
         threading.Thread(target=self._watch, name="scan", daemon=True).start()
 
     def start_wanted(self) -> None:
-        """Start the models of the autostart list and those that were started when the agent last ended."""
+        """Start the models that start by themselves and those that were started when the agent last ended.
+
+        The socket is served by now, so that whoever registered a model may be told.
+        """
         self._serving = True
+        self._answer()
         for name in sorted(self._automatic):
             try:
                 self._start_wanted(self.get(name))
@@ -121,7 +137,20 @@ class Models:
             except Exception:
                 logger.exception("Looking at the models folders failed; it is tried again.")
 
-    def _deploy(self, name: str, candidates: list[Found]) -> None:
+    def _judge(self, candidates: list[Found], chosen: Found) -> None:
+        """Note what the component that registered one of the candidates is to be told."""
+        for one in candidates:
+            if one.called:
+                lost = f"Version {chosen.version} of this component in {chosen.folder} was there first."
+                self._verdicts[one.name] = one.folder, one.refusal if one is chosen else lost
+
+    def _answer(self) -> None:
+        """Tell the components that registered models, once they can be called."""
+        if self._registry and self._serving:
+            self._registry.answer(self._verdicts)
+            self._registry.tidy([model.found.folder for model in self.all()])
+
+    def _deploy(self, name: str, candidates: list[Found]) -> Found:
         with self._lock:
             model = self._models.get(name)
         # The source that had the component first keeps it as long as it has it.
@@ -142,6 +171,7 @@ class Models:
             fresh = model.deploy(found, notes)
         if fresh and self._serving and name in self._automatic:
             self._start_wanted(model)
+        return found
 
     def _start_wanted(self, model: Model) -> None:
         try:

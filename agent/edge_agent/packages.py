@@ -63,7 +63,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Found:
-    """A folder that claims to be a package; `refusal` says why it is not one, if it is not."""
+    """A folder that claims to be a package; `refusal` says why it is not one, if it is not.
+
+    `called` is what a registry entry calls it, component and version, where one does.
+    """
 
     name: str
     version: str
@@ -72,6 +75,12 @@ class Found:
     signature: Signature
     package: Package | None
     refusal: str = ""
+    called: tuple[str, str] | None = None
+
+    @property
+    def content(self) -> Signature:
+        """The part of the signature that is of the package itself, and not of the folders above it."""
+        return tuple(entry for entry in self.signature if not entry[0].startswith("/") or entry[0] == str(self.folder))
 
 
 def search(folder: Path, on_error: Callable[[OSError], None], levels: int = DEEPEST) -> Iterator[Path]:
@@ -115,14 +124,17 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def look(folder: Path, root: Path, rules: Rules) -> Found:
+def look(folder: Path, root: Path, rules: Rules, called: tuple[str, str] | None = None) -> Found:
     """Read the package in `folder`, found below the models folder `root`.
+
+    `called` are the component and version that a registry entry says: a package without a block is called so, and one
+    with a block must be.
 
     Raises:
         OSError: the folder went away while it was read (FileNotFoundError), or the system could not read it.
 
     """
-    name, version = name_and_version(folder)
+    name, version = called or name_and_version(folder)
     signature = sign(folder, root)
     try:
         check_trust(signature, rules.trusted_uids)
@@ -130,7 +142,7 @@ def look(folder: Path, root: Path, rules: Rules) -> Found:
         by_path = name, version
         # What is refused below is listed by the path where that tells both, else by what is left of the block: a
         # model must not vanish because its manifest is damaged.
-        if not block.VERSION.fullmatch(folder.parent.name):
+        if not called and not block.VERSION.fullmatch(folder.parent.name):
             name, version = block.claimed(data) or by_path
         content = manifest.parse_json(data)
         if content is None or "model_graph" not in content:
@@ -138,6 +150,10 @@ def look(folder: Path, root: Path, rules: Rules) -> Found:
         if "package" in content or block.is_signed(data):
             block.check_signed(data)
         parsed = manifest.parse(content)
+        if parsed.block and called and called != (parsed.block.name, parsed.block.version):
+            raise PackageRefused(
+                f"It is registered as {name} {version}, and its package block says {parsed.block.name} {parsed.block.version}."
+            )
         name, version = (parsed.block.name, parsed.block.version) if parsed.block else by_path
         arn = parsed.block.arn if parsed.block else block.default_arn(name, version)
         check_files(folder, parsed)
@@ -145,21 +161,21 @@ def look(folder: Path, root: Path, rules: Rules) -> Found:
         if parsed.block and parsed.block.target and not rules.any_target:
             notes += device.check(parsed.block.target, device.this_one(), strict=rules.strict_target)
     except PackageRefused as refusal:
-        return Found(name, version, folder, root, signature, None, str(refusal))
+        return Found(name, version, folder, root, signature, None, str(refusal), called)
     except OSError:
         raise
     except Exception:
         # Whatever a package holds, it must cost that package and not the look at all the others.
         logger.exception("The package in %s could not be read", folder)
         reason = "The package could not be read; the agent's log has the cause."
-        return Found(name, version, folder, root, signature, None, reason)
-    return Found(name, version, folder, root, signature, Package(arn, folder, parsed, notes))
+        return Found(name, version, folder, root, signature, None, reason, called)
+    return Found(name, version, folder, root, signature, Package(arn, folder, parsed, notes), called=called)
 
 
 def look_again(found: Found, rules: Rules) -> Found:
     """Return the package as it is on disk this instant, which may be newer than the last look at its folder."""
     try:
-        again = look(found.folder, found.root, rules)
+        again = look(found.folder, found.root, rules, found.called)
     except OSError as error:
         gone = isinstance(error, FileNotFoundError)
         refusal = "The package's files are gone." if gone else f"The package cannot be read: {error.strerror}."
@@ -176,7 +192,7 @@ def sign(folder: Path, root: Path) -> Signature:
     above = [folder, *folder.parents]
     entries = [(str(path), path.stat()) for path in above[: above.index(root) + 1]]
     walked = 0
-    for place, folders, names in os.walk(folder, onerror=_raise):
+    for place, folders, names in os.walk(folder, onerror=raise_error):
         for name in (*folders, *names):
             walked += 1
             if walked > MOST_FILES:
@@ -309,5 +325,6 @@ def _lstat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _raise(error: OSError) -> None:
+def raise_error(error: OSError) -> None:
+    """Raise what `search` and os.walk are told of."""
     raise error

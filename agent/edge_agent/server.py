@@ -12,6 +12,7 @@ from edge_agent import bitmaps, log, state
 from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
 from edge_agent.models import Models
+from edge_agent.registry import Registry
 from edge_agent.supervisor import Spawner
 from edge_agent.unix_socket import ServedSocket
 
@@ -91,9 +92,10 @@ class Agent:
         _raise_file_limit()
         try:
             served.claim()
+            registry = self._registry(folder)
             spawner = Spawner(folder.scratch(), (settings.log_level, settings.log_format))
             spawner.start()
-            models = Models(settings, spawner, folder.running_models())
+            models = Models(settings, spawner, folder.running_models(), registry)
             try:
                 self._serve(models, served)
             finally:
@@ -103,6 +105,20 @@ class Agent:
             folder.release()
         logger.info("Ended.")
         return 0
+
+    def _registry(self, folder: state.StateFolder) -> Registry | None:
+        settings = self._settings
+        if settings.registry is None:
+            return None
+        registry = Registry(
+            settings.registry.absolute(),
+            settings.socket_group,
+            settings.allowed_roots,
+            settings.trusted_uids,
+            folder.unpacked(),
+        )
+        registry.make()
+        return registry
 
     def _serve(self, models: Models, served: ServedSocket) -> None:
         models.scan()  # before the socket is there: a model that is deployed is never NOT_FOUND

@@ -46,7 +46,17 @@ class StateFolder:
 
     def scratch(self) -> Path:
         """Return an empty folder for this run; the lock must be held. Raises AgentRefused where there can be none."""
-        folder = self._path("run")
+        return self._emptied("run")
+
+    def unpacked(self) -> Path:
+        """Return an empty folder for the packages of this run that are unpacked; as `scratch`.
+
+        They are unpacked anew in each run: after a power cut nobody knows what of them has reached the disk.
+        """
+        return self._emptied("unpacked")
+
+    def _emptied(self, name: str) -> Path:
+        folder = self._path(name)
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(mode=0o700, exist_ok=True)

@@ -80,7 +80,7 @@ class ServedSocket:
             raise AgentRefused(f"The socket cannot be bound in {self._path.parent}: {error}") from None
         finally:
             os.umask(before)
-        self._give_to_group()
+        give_to_group(self._private, self._group, "the socket")
 
     def publish(self) -> None:
         """Make the path, now that the server answers on it; raise AgentRefused when something took it meanwhile."""
@@ -102,26 +102,30 @@ class ServedSocket:
             if (info.st_dev, info.st_ino) == self._ours:
                 self._path.unlink()
 
-    def _give_to_group(self) -> None:
-        if not self._group:
-            return
-        gid = _gid(self._group)
-        if gid is None:
-            logger.warning(
-                "There is no group %s, so only the agent's own group may call. Create it with `groupadd %s` or set socket_group.",
-                self._group,
-                self._group,
-            )
-            return
-        try:
-            os.chown(self._private, -1, gid)
-        except PermissionError:
-            logger.warning(
-                "The agent's user is not a member of group %s, so the socket keeps the agent's own group. Mend it with "
-                "`usermod -aG %s USER` and start the agent again.",
-                self._group,
-                self._group,
-            )
+
+def give_to_group(path: Path, group: str, what: str) -> None:
+    """Give a file of the agent's to a group, by name or number, "" for none; a warning where that cannot be done."""
+    if not group:
+        return
+    gid = _gid(group)
+    if gid is None:
+        logger.warning(
+            "There is no group %s, so %s has the agent's own group. Create it with `groupadd %s` or set socket_group.",
+            group,
+            what,
+            group,
+        )
+        return
+    try:
+        os.chown(path, -1, gid)
+    except PermissionError:
+        logger.warning(
+            "The agent's user is not a member of group %s, so %s keeps the agent's own group. Mend it with "
+            "`usermod -aG %s USER` and start the agent again.",
+            group,
+            what,
+            group,
+        )
 
 
 def _answers(path: Path) -> bool:

@@ -43,6 +43,7 @@ def code_path() -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
     shutil.copytree(ROOT / "agent" / "edge_agent", folder / "edge_agent")
+    shutil.copytree(ROOT / "packaging" / "model_packager", folder / "model_packager")
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
     return str(folder)
 

@@ -12,6 +12,7 @@ from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
 
 REFUSED = 2
+FOLDERS = {"models", "registry", "registry_roots", "scan", "state_dir"}
 
 
 def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,11 +21,11 @@ def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
         if key == "model_settings":
             continue  # a table: it belongs into the file
         flag = f"--{key.replace('_', '-')}"
-        many = key in {"models", "trusted_uids", "autostart"}
+        many = key in {"models", "registry_roots", "trusted_uids", "autostart"}
         if field.annotation is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", key, default=None, help=field.description)
         else:
-            metavar = "DIR" if key in {"models", "state_dir"} else "ADDRESS" if key == "socket" else "VALUE"
+            metavar = "DIR" if key in FOLDERS else "ADDRESS" if key == "socket" else "VALUE"
             help_text = f"{field.description} Repeatable." if many else field.description
             option = click.option(flag, key, multiple=many, default=None, metavar=metavar, help=help_text)
         function = option(function)
