@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCH_VENV := $(VENV)-torch
 
-.PHONY: test test-torch lint demo proto lock clean
+.PHONY: test test-torch promises mutations lint demo proto lock clean
 
 test: $(VENV)/.installed lint
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -28,6 +28,18 @@ test: $(VENV)/.installed lint
 # Packages from TorchScript, with a CPU build of PyTorch where pip finds one.
 test-torch: $(TORCH_VENV)/.installed
 	$(TORCH_VENV)/bin/pytest -m torch tests/torchscript $(PYTEST_ARGS)
+
+# Each promise with its full count of cases, one after the other; an interrupted run goes on where it was. One alone, as
+# in `make promise-C1`. Results: benchmarks/results/promises.json.
+promises: $(VENV)/.installed
+	$(BIN)/python tests/promises/run.py
+
+promise-%: $(VENV)/.installed
+	$(BIN)/python tests/promises/run.py $*
+
+# Breaks a safeguard at a time and shows which suite notices.
+mutations: $(VENV)/.installed
+	$(BIN)/python tests/promises/mutations.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -44,7 +56,7 @@ proto: $(VENV)/.installed
 
 # Renews the versions that CI and every newcomer get. Needs uv.
 lock:
-	uv pip compile --universal --python-version 3.10 --extra cpu --extra packaging --extra demo --extra s3 --extra dev \
+	uv pip compile --universal --python-version 3.10 --extra cpu --extra packaging --extra demo --extra s3 --extra greengrass --extra dev \
 	    --no-header --no-annotate --upgrade -o constraints.txt pyproject.toml
 
 $(VENV)/.installed: pyproject.toml constraints.txt

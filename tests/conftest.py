@@ -14,7 +14,22 @@ import pytest
 
 from support import shared
 from support.agent import Agent, place
+from support.promises import FAST, FULL, Promises
 from support.users import I_AM_ROOT, agent_user
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let promise suites be run with their full counts, and their results be kept."""
+    parser.addoption("--promises", choices=[FAST, FULL], default=FAST, help="how many cases promise suites run")
+    parser.addoption("--promise-results", type=Path, help="file in which the results of promise suites are kept")
+    parser.addoption("--seed", type=int, help="seed of promise suites, to run one again as it was")
+
+
+@pytest.fixture(scope="session")
+def promises(pytestconfig: pytest.Config) -> Promises:
+    """Runs promises in the tier that was asked for."""
+    option = pytestconfig.getoption
+    return Promises(option("--promises"), option("--promise-results"), option("--seed"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

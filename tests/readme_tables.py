@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 from edge_agent.config import Settings
+from support.promises import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -25,6 +26,17 @@ def latency() -> str:
     return benchmark["table"](json.loads(benchmark["RESULT"].read_text()))
 
 
+def promises() -> str:
+    """Return the table of the kept results of the promise suites as Markdown."""
+    rows = ["| promise | what is promised | cases | ran | seconds | seed |", "|---|---|---|---|---|---|"]
+    for one in json.loads(RESULTS.read_text()) if RESULTS.exists() else []:
+        ran = f"{one['ran']} of {one['declared']}" + ("" if one["passed"] else ", **broken**")
+        rows.append(
+            f"| {one['id']} | {one['promise']} | {one['case']} | {ran} | {one['seconds']:.0f} | {one['seed']} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
 def shown(key: str, value: object) -> str:
     """Return a default as one would write it in the YAML file."""
     if key == "socket_mode":
@@ -38,7 +50,7 @@ def shown(key: str, value: object) -> str:
 
 def render(text: str) -> str:
     """Return the README with its tables renewed."""
-    for name, table in (("settings", settings), ("latency", latency)):
+    for name, table in (("settings", settings), ("latency", latency), ("promises", promises)):
         begin, end = f"<!-- {name}: {NOTE} -->\n", f"<!-- /{name} -->"
         before, found, rest = text.partition(begin)
         if not found:

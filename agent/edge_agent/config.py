@@ -87,6 +87,7 @@ class ModelSettings(BaseModel):
     queue_limit: Annotated[int, Field(ge=0, le=100_000)] | None = None
     call_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     memory: ByteSize | None = None
+    memory_limit: ByteSize | None = None
 
 
 class Settings(BaseSettings):
@@ -150,6 +151,14 @@ class Settings(BaseSettings):
         description="Seconds a model may take for one image; default: the larger of 10 s and 20 times its warm-up.",
     )
     load_timeout: float = Field(300.0, gt=0, allow_inf_nan=False, description="Seconds a model may take to load.")
+    restart: Literal["on-failure", "never"] = Field(
+        "on-failure",
+        description="Whether a model's process that dies is replaced while the model stays RUNNING; `never`: it is FAILED.",
+    )
+    orphans: Literal["keep", "stop"] = Field(
+        "keep",
+        description="What becomes of a RUNNING model that is in no source any more while its files are still there.",
+    )
     drain_timeout: float = Field(
         4.0, ge=0, le=3600, description="Seconds that accepted calls get to finish when a model or the agent stops."
     )
@@ -164,6 +173,9 @@ class Settings(BaseSettings):
     memory_reserve: ByteSize = Field(
         ByteSize(128 << 20), description="Memory that must remain available after a model is loaded."
     )
+    memory_limit: ByteSize | None = Field(
+        None, description="Memory that a model's process may take at most; default: what is free when it is started."
+    )
     inline_mask_limit: ByteSize | None = Field(
         None, description="Leave out an inline mask above this many bytes (for clients with gRPC's 4 MiB limit)."
     )
@@ -172,7 +184,8 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on stdout.")
     model_settings: dict[str, ModelSettings] = Field(
-        {}, description="Settings of single models by name: threads, spinning, queue_limit, call_timeout, memory."
+        {},
+        description="Settings of single models by name: threads, spinning, queue_limit, call_timeout, memory, memory_limit.",
     )
 
     @field_validator("socket")

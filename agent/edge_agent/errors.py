@@ -16,21 +16,33 @@ class Code(IntEnum):
 
 
 class EdgeAgentError(Exception):
-    """A failure whose text is meant for the caller: readable English, no path, no traceback."""
+    """A failure whose text is meant for the caller: readable English, no path, no traceback.
+
+    `reason` is the word that it is counted under.
+    """
 
     code = Code.INTERNAL
+    reason = "agent"
 
 
 class InvalidArgument(EdgeAgentError):
     """The caller sent something that can never work; the text names the argument and what to do."""
 
     code = Code.INVALID_ARGUMENT
+    reason = "argument"
+
+
+class InvalidName(InvalidArgument):
+    """The caller sent what can be no model's name."""
+
+    reason = "name"
 
 
 class ModelNotFound(EdgeAgentError):
     """No model of that name is deployed on the device."""
 
     code = Code.NOT_FOUND
+    reason = "name"
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -42,6 +54,7 @@ class WrongState(EdgeAgentError):
     """The model's state does not allow the call."""
 
     code = Code.FAILED_PRECONDITION
+    reason = "state"
 
     def __init__(self, state: str, call: str, needed: str) -> None:
         super().__init__(f"The model is {state}; {call} needs {needed}.")
@@ -51,20 +64,42 @@ class CannotKeepUp(EdgeAgentError):
     """The calls come faster than they can be answered; the text names the limit that was reached."""
 
     code = Code.RESOURCE_EXHAUSTED
+    reason = "rejected"
+
+
+class Expired(CannotKeepUp):
+    """The call's deadline passed, or its caller went away, while it waited."""
+
+    reason = "expired"
 
 
 class NotEnoughMemory(EdgeAgentError):
     """There is no memory to load the model, or none left in /dev/shm for a mask."""
 
     code = Code.RESOURCE_EXHAUSTED
+    reason = "memory"
 
 
 class InferenceFailed(EdgeAgentError):
     """The model or its worker failed on an image that was in order; `cause` is for operators, not for callers."""
 
+    reason = "model"
+
     def __init__(self, text: str, cause: str = "") -> None:
         super().__init__(text)
         self.cause = cause
+
+
+class WorkerCrashed(InferenceFailed):
+    """The model's worker process died under the call."""
+
+    reason = "crashed"
+
+
+class InferenceHung(InferenceFailed):
+    """The model did not answer within its limit, and was ended."""
+
+    reason = "hung"
 
 
 class PackageRefused(Exception):

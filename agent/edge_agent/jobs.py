@@ -1,5 +1,6 @@
 """What the agent and a worker say to each other: small messages, never a pixel. Imports no numerical library."""
 
+import struct
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -7,13 +8,20 @@ from edge_agent.bitmaps import Image, Segment
 from edge_agent.errors import EdgeAgentError
 from edge_agent.packages import Found
 
+# How the agent tells a worker which job to end: its number, counted from 1.
+NUMBER = struct.Struct("<Q")
+
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a model is run: CPU threads (0: one for each core) and whether they spin while they wait."""
+    """How a model is run: CPU threads (0: one for each core), and whether they spin while they wait.
+
+    `memory_limit` is how many bytes its process may take, 0 any.
+    """
 
     threads: int = 0
     spinning: bool = False
+    memory_limit: int = 0
 
 
 @dataclass(frozen=True)

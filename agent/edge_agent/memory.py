@@ -25,16 +25,24 @@ class MemoryLedger:
         self._lock = threading.Lock()
         self._promised: dict[str, int] = {}
 
+    def room(self) -> int:
+        """Return the bytes that are free above the reserve and not set aside."""
+        with self._lock:
+            return self._room()
+
     def admit(self, name: str, needed: int) -> None:
         """Set memory aside for a model; raise NotEnoughMemory when it is not there."""
         with self._lock:
-            free = self._free() - sum(self._promised.values()) - self._reserve
+            free = self._room()
             if needed > free:
                 raise NotEnoughMemory(
                     f"Loading the model needs about {_mib(needed)} MiB of memory; {_mib(max(free, 0))} MiB are free above "
                     "the reserve. Stop another model, or lower memory_reserve."
                 )
             self._promised[name] = needed
+
+    def _room(self) -> int:
+        return self._free() - sum(self._promised.values()) - self._reserve
 
     def settle(self, name: str) -> None:
         """Forget what was set aside: the model has taken it by now, or never will."""

@@ -7,21 +7,25 @@ from collections.abc import Callable, Collection
 
 from edge_agent import lifecycle, packages
 from edge_agent.block import default_arn
+from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, Turn
 from edge_agent.config import Settings
-from edge_agent.errors import InferenceFailed, PackageRefused, WrongState
-from edge_agent.jobs import Answer, Job, SessionOptions
+from edge_agent.errors import NotEnoughMemory, PackageRefused, WrongState
+from edge_agent.jobs import Answer, SessionOptions
 from edge_agent.lifecycle import State
 from edge_agent.manifest import Manifest
 from edge_agent.memory import MemoryLedger
-from edge_agent.packages import Found
-from edge_agent.supervisor import DEATH_PATIENCE, Spawner, Worker, WorkerDied
+from edge_agent.metrics import Metrics
+from edge_agent.packages import Found, Signature
+from edge_agent.serving import Prepare, Serving, Starter
+from edge_agent.supervisor import Spawner, WorkerDied
 
 logger = logging.getLogger(__name__)
 
 # What a process needs before the model: interpreter, NumPy, the runtime and its first buffers.
 WORKER_BASE = 96 << 20
 LONGEST_SETTLING_PAUSE = 1.0
+AGENT_ENDS = "the agent ends"
 
 
 class Model:
@@ -33,6 +37,7 @@ class Model:
         settings: Settings,
         spawner: Spawner,
         ledger: MemoryLedger,
+        metrics: Metrics,
         moved: Callable[[Found], Found] = lambda found: found,
     ) -> None:
         """Take charge of a package; `moved` returns it with the place that its models folder has this instant."""
@@ -40,6 +45,7 @@ class Model:
         self._settings = settings
         self._spawner = spawner
         self._ledger = ledger
+        self._metrics = metrics
         self._moved = moved
         self._lock = threading.Lock()
         self._found = found
@@ -47,8 +53,11 @@ class Model:
         self._notes: tuple[str, ...] = ()
         self._state = State.FAILED if found.refusal else State.STOPPED
         self._detail = found.refusal
-        self._worker: Worker | None = None
-        self._queue: CallQueue | None = None
+        self._starter: Starter | None = None
+        self._serving: Serving | None = None
+        self._swapping = False
+        # The package that could not take over, and why.
+        self._not_swapped: tuple[Signature, str] = ((), "")
         self._closing = False
         self._log_deployed()
 
@@ -74,17 +83,44 @@ class Model:
             notes = list(self._notes)
             # While it is STARTING there is nothing to do about that yet.
             if self._waiting and self._state is not State.STARTING:
-                cure = "start" if self._state is State.FAILED else "stop and start"
-                notes.insert(0, f"The package on disk has changed since; {cure} the model to load it.")
+                notes.insert(0, self._about_waiting(self._waiting))
+            if self._serving and self._serving.note:
+                notes.insert(0, self._serving.note)
             if self._found.package and self._state is not State.FAILED:
                 notes.extend(self._found.package.notes)
             return self._state, " ".join(filter(None, [self._detail, *notes]))
 
+    def status(self) -> dict[str, object]:
+        """Return what the model is and does, as it would be written as JSON."""
+        state, message = self.describe()
+        serving = self._serving
+        worker = serving.worker if serving else None
+        return {
+            "model": self.name,
+            "version": self._found.version,
+            "state": state.name,
+            "message": message,
+            "provider": worker.provider if worker else None,
+            "worker_pid": worker.pid if worker else None,
+        }
+
+    def _about_waiting(self, found: Found) -> str:
+        """Return what becomes of the package on disk; the lock must be held."""
+        changed = "The package on disk has changed since"
+        if self._state is State.FAILED:
+            return f"{changed}; start the model to load it."
+        if self._state is not State.RUNNING:
+            return f"{changed}; it is loaded with the next start."
+        reason = found.refusal or (self._not_swapped[1] if self._not_swapped[0] == found.signature else "")
+        if reason:
+            return f"{changed}, and version {found.version} cannot take over: {reason} The one before goes on."
+        return f"{changed}; version {found.version} is loaded beside the one before, and then takes over."
+
     def deploy(self, found: Found, notes: tuple[str, ...]) -> bool:
         """Take note of the package that is on disk now; return whether it replaced the deployed one.
 
-        A model that is loaded goes on with the package it was loaded from until it is stopped, and one that failed
-        while it had a good package keeps its cause until it is started.
+        A model that runs goes on with the package it was loaded from until the new one is loaded beside it and takes
+        over, for good if that fails. One that failed while it had a good package keeps its cause until it is started.
         """
         deployed = self._found
         same = self._is_it(found, deployed)
@@ -96,14 +132,57 @@ class Model:
                 self._found = found
                 same = True
             if same:
-                self._waiting = None
+                self._wait_with(None)
                 return False
             broken = self._state is State.FAILED and self._found.refusal
             if self._state is not State.STOPPED and not broken:
-                self._waiting = found
+                self._wait_with(found)
+                self._begin_swap(found)
                 return False
             self._take(found)
             return True
+
+    def _wait_with(self, found: Found | None) -> None:
+        """Note the package that is to follow the deployed one; the lock must be held."""
+        self._waiting = found
+        if self._serving:
+            self._serving.announce(found)
+
+    def _begin_swap(self, found: Found) -> None:
+        """Load a new package beside the one that runs, unless that has been tried; the lock must be held."""
+        if self._state is not State.RUNNING or self._serving is None or self._swapping or found.package is None:
+            return
+        if self._not_swapped[0] == found.signature:
+            return
+        self._swapping = True
+        threading.Thread(target=self._swap, args=(self._serving, found), name=f"swap-{self.name}", daemon=True).start()
+
+    def _swap(self, serving: Serving, found: Found) -> None:
+        reason = ""
+        try:
+            self._ledger.admit(f"{self.name} {found.version}", self._memory_needed(found))
+            serving.swap(found)
+        except (PackageRefused, NotEnoughMemory) as refusal:
+            reason = str(refusal)
+        except WorkerDied as death:
+            reason = f"Its worker process ended while it was loading: {death}."
+        except Exception:
+            logger.exception("%s: unexpected failure while version %s was loaded", self.name, found.version)
+            reason = "The agent failed to load it; its log has the cause."
+        self._ledger.settle(f"{self.name} {found.version}")
+        with self._lock:
+            self._swapping = False
+            if self._serving is not serving:
+                return  # it was stopped meanwhile
+            self._found = serving.found
+            if reason:
+                self._not_swapped = found.signature, reason
+                logger.warning("%s: version %s cannot take over: %s", self.name, found.version, reason)
+            else:
+                self._metrics.happened("swapped", self.name)
+                if self._waiting is found:
+                    self._wait_with(None)
+                logger.info("%s: version %s has taken over", self.name, found.version)
 
     def _is_it(self, found: Found, deployed: Found) -> bool:
         """Return whether what a look found is the deployed package, be it only on disk by now.
@@ -123,9 +202,9 @@ class Model:
     def running_manifest(self) -> Manifest:
         """Return the manifest of the loaded package; raise WrongState unless the model is RUNNING."""
         with self._lock:
-            lifecycle.require(self._state, "DetectAnomalies")
-            assert self._found.package is not None  # what runs was accepted
-            return self._found.package.manifest
+            package = self._loaded("DetectAnomalies").found.package
+            assert package is not None  # what runs was accepted
+            return package.manifest
 
     def required_size(self, manifest: Manifest) -> tuple[int, int] | None:
         """Return the (width, height) that images must have, None when any size is resized."""
@@ -133,26 +212,19 @@ class Model:
         return None if any_size and not manifest.stage.segmentation else manifest.image_size
 
     def detect(
-        self, job: Job, inline: Callable[[], bytes] | None, deadline: float | None, turn: Turn
-    ) -> tuple[Answer, bytes | None]:
-        """Wait for the worker and let it judge one image; return its answer and the inline mask, if any.
+        self, prepare: Prepare, inline: Callable[[], bytes] | None, deadline: float | None, turn: Turn
+    ) -> tuple[Manifest, Answer, bytes | None]:
+        """Wait for the worker and let it judge one image; return the manifest that it was judged by, and the inline mask.
 
         Raises:
             WrongState: the model is not RUNNING.
             CannotKeepUp: too many calls wait, or the deadline passed.
-            EdgeAgentError: the worker refused the image or failed on it.
+            EdgeAgentError: the worker refused the image or failed on it, or died under the call.
 
         """
         with self._lock:
-            lifecycle.require(self._state, "DetectAnomalies")
-            worker, queue = self._loaded()
-        queue.enter(deadline, turn)
-        try:
-            return worker.call(job, inline)
-        except WorkerDied:
-            raise self._worker_ended(worker) from None
-        finally:
-            queue.leave()
+            serving = self._loaded("DetectAnomalies")
+        return serving.call(prepare, inline, deadline, turn)
 
     def start(self) -> None:
         """Begin to load the model: the state reads STARTING when this returns.
@@ -169,8 +241,11 @@ class Model:
             self._ledger.admit(self.name, self._memory_needed(on_disk))
             settled = on_disk.signature == latest.signature
             self._found, self._waiting = on_disk, None
+            self._not_swapped = (), ""
+            self._starter = self._new_starter()
             self._move(State.STARTING, "asked to start", detail="Loading the model.")
-        threading.Thread(target=self._load, args=(settled,), name=f"start-{self.name}", daemon=True).start()
+            starter = self._starter
+        threading.Thread(target=self._load, args=(starter, settled), name=f"start-{self.name}", daemon=True).start()
 
     def stop(self, cause: str = "asked to stop") -> None:
         """Let accepted calls finish, within drain_timeout, and unload the model; return when everything is released.
@@ -179,43 +254,58 @@ class Model:
             WrongState: the model is not RUNNING.
 
         """
-        with self._lock:
-            lifecycle.require(self._state, "StopModel")
-            worker, queue = self._loaded()
-            self._move(State.STOPPING, cause)
-        try:
-            self._unload(worker, queue)
-        finally:
-            with self._lock:
-                self._worker = self._queue = None
-                self._move(State.STOPPED, "everything is released")
 
-    def _unload(self, worker: Worker, queue: CallQueue) -> None:
         def stopping() -> WrongState:
             return WrongState(State.STOPPING.name, "DetectAnomalies", State.RUNNING.name)
 
-        queue.seal(stopping)
-        if not queue.wait_idle(self._settings.drain_timeout):
-            queue.close(stopping)
-            worker.kill("it was stopped in the middle of a call")
-        worker.stop()
-        queue.wait_idle(DEATH_PATIENCE)
-        worker.release()
+        with self._lock:
+            serving = self._loaded("StopModel")
+            self._move(State.STOPPING, cause)
+        try:
+            serving.stop(self._settings.drain_timeout, stopping)
+        finally:
+            with self._lock:
+                self._serving = None
+                self._move(State.STOPPED, "everything is released")
 
     def close(self) -> None:
-        """End the worker at once, for the end of the agent."""
+        """End the workers at once, for the end of the agent."""
         with self._lock:
             self._closing = True
-            worker = self._worker
-        if worker:
-            worker.kill("the agent ends")
-            worker.wait()
+            starter, serving = self._starter, self._serving
+        if starter:
+            starter.end(AGENT_ENDS)
+        if serving:
+            serving.kill(AGENT_ENDS)
 
-    def _loaded(self) -> tuple[Worker, CallQueue]:
-        """Return the worker and the queue, which every RUNNING model has; the lock must be held."""
-        assert self._worker is not None
-        assert self._queue is not None
-        return self._worker, self._queue
+    def files_are_there(self) -> bool:
+        """Return whether the files of the deployed package are still where they were."""
+        try:
+            return packages.sign(self._found.folder, self._found.root) != ()
+        except OSError:
+            return False
+
+    def _loaded(self, call: str) -> Serving:
+        """Return what serves the calls; raise WrongState unless `call` is allowed and there is. The lock must be held."""
+        lifecycle.require(self._state, call)
+        assert self._serving is not None  # which every RUNNING model has
+        return self._serving
+
+    def _new_starter(self) -> Starter:
+        of_model = self._settings.of_model
+        return Starter(
+            self.name,
+            self._spawner,
+            self._options,
+            self._settings.load_timeout,
+            of_model(self.name, "call_timeout"),
+            self._metrics,
+        )
+
+    def _options(self, found: Found) -> SessionOptions:
+        of_model = self._settings.of_model
+        limit = of_model(self.name, "memory_limit") or max(self._memory_needed(found), self._ledger.room())
+        return SessionOptions(of_model(self.name, "threads"), of_model(self.name, "spinning"), int(limit))
 
     def _take(self, found: Found) -> None:
         """Replace the deployed package, which nothing uses; a new deployment begins STOPPED, a broken one FAILED."""
@@ -233,12 +323,12 @@ class Model:
         )
         return int(stated or packages.model_size(package) * self._settings.memory_factor + WORKER_BASE)
 
-    def _load(self, settled: bool) -> None:
+    def _load(self, starter: Starter, settled: bool) -> None:
         """Start the worker and wait for it; the thread behind STARTING."""
         try:
             if not settled:
                 self._wait_until_settled()
-            worker = self._start_worker()
+            worker = starter.start(self._found)
         except PackageRefused as refusal:
             self._not_loaded(str(refusal))
         except WorkerDied as death:
@@ -248,15 +338,29 @@ class Model:
             self._not_loaded("The agent failed to start the worker; its log has the cause.")
         else:
             self._ledger.settle(self.name)
+            queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"))
+            budget = RestartBudget() if self._settings.restart == "on-failure" else None
+            serving = Serving(self.name, starter, (self._found, worker), queue, budget, self._metrics, self._failed)
             with self._lock:
-                self._queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"))
+                self._serving = serving
                 self._move(State.RUNNING, f"loaded on {worker.provider}, warm-up {worker.warm_up * 1000:.1f} ms")
-            threading.Thread(target=self._watch, args=(worker,), name=f"death-{self.name}", daemon=True).start()
+                serving.announce(self._waiting)
+                closing = self._closing
+            if closing:
+                serving.kill(AGENT_ENDS)
+            serving.watch()
+
+    def _failed(self, serving: Serving, reason: str) -> None:
+        """Make the model FAILED: its workers died too often, or could not be replaced."""
+        with self._lock:
+            if self._serving is serving and self._state is State.RUNNING and not self._closing:
+                self._serving = None
+                self._found = serving.found
+                self._move(State.FAILED, reason, detail=f"{reason} Start the model again.")
 
     def _not_loaded(self, reason: str) -> None:
         self._ledger.settle(self.name)
         with self._lock:
-            self._worker = None
             self._move(State.FAILED, reason, detail=reason)
 
     def _wait_until_settled(self) -> None:
@@ -273,48 +377,6 @@ class Model:
             if agreed:
                 return
         raise PackageRefused("The package kept changing while the model was being started.")
-
-    def _start_worker(self) -> Worker:
-        if self._found.package is None:
-            raise PackageRefused(self._found.refusal)
-        of_model = self._settings.of_model
-        options = SessionOptions(of_model(self.name, "threads"), of_model(self.name, "spinning"))
-        worker = Worker(self._spawner, self._found, options, of_model(self.name, "call_timeout"))
-        with self._lock:
-            self._worker = worker
-            closing = self._closing
-        if closing:
-            worker.kill("the agent ends")
-        begin = time.monotonic()
-        try:
-            worker.load(self._settings.load_timeout)
-        except BaseException:
-            worker.stop()
-            worker.release()
-            raise
-        logger.debug("%s: loaded in %.3f s", self.name, time.monotonic() - begin)
-        return worker
-
-    def _watch(self, worker: Worker) -> None:
-        worker.wait()
-        self._worker_ended(worker)
-
-    def _worker_ended(self, worker: Worker) -> InferenceFailed:
-        """Make the model FAILED if its worker died on its own; return the error for calls that it leaves behind.
-
-        The seam for restarts: a replacement would be started here, and the queue kept.
-        """
-        text = f"The model's worker process ended: {worker.wait()}."
-        error = InferenceFailed(text)
-        with self._lock:
-            if self._worker is not worker or self._state is not State.RUNNING or self._closing:
-                return error
-            queue = self._loaded()[1]
-            self._worker = self._queue = None
-            self._move(State.FAILED, text, detail=f"{text} Start the model again.")
-        queue.close(lambda: InferenceFailed(text))
-        threading.Thread(target=_release, args=(queue, worker), daemon=True).start()
-        return error
 
     def _move(self, target: State, cause: str, detail: str = "") -> None:
         logger.info("%s: %s -> %s: %s", self.name, self._state.name, target.name, cause)
@@ -333,12 +395,6 @@ class Model:
             found.folder,
             f": {found.refusal}" if found.refusal else "",
         )
-
-
-def _release(queue: CallQueue, worker: Worker) -> None:
-    """Give a dead worker's pipe and memory back once the last call has let go of them."""
-    queue.wait_idle(DEATH_PATIENCE)
-    worker.release()
 
 
 def _renamed(found: Found, deployed: Found) -> bool:

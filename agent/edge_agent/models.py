@@ -8,9 +8,10 @@ from pathlib import Path
 from edge_agent.block import NAME
 from edge_agent.catalog import Catalog
 from edge_agent.config import Settings
-from edge_agent.errors import CannotKeepUp, EdgeAgentError, InvalidArgument, ModelNotFound, WrongState, shown
+from edge_agent.errors import CannotKeepUp, EdgeAgentError, InvalidName, ModelNotFound, WrongState, shown
 from edge_agent.lifecycle import State
 from edge_agent.memory import MemoryLedger
+from edge_agent.metrics import Metrics
 from edge_agent.model import Model, sources_note
 from edge_agent.packages import Found
 from edge_agent.registry import Registry
@@ -26,12 +27,18 @@ class Models:
     """Every deployed model by name."""
 
     def __init__(
-        self, settings: Settings, spawner: Spawner, remembered: RunningModels, registry: Registry | None = None
+        self,
+        settings: Settings,
+        spawner: Spawner,
+        remembered: RunningModels,
+        metrics: Metrics,
+        registry: Registry | None = None,
     ) -> None:
         self._settings = settings
         self._spawner = spawner
         self._remembered = remembered
         self._ledger = MemoryLedger(settings.memory_reserve)
+        self._metrics = metrics
         self._registry = registry
         self._catalog = Catalog(settings.models, settings.package_rules, registry, settings.scan)
         self._lock = threading.Lock()
@@ -50,9 +57,9 @@ class Models:
         self._verdicts: dict[str, tuple[Path, str]] = {}
 
     def get(self, name: str) -> Model:
-        """Return a deployed model; raise InvalidArgument for what can be no name, ModelNotFound for any other."""
+        """Return a deployed model; raise InvalidName for what can be no name, ModelNotFound for any other."""
         if not NAME.fullmatch(name):
-            raise InvalidArgument(
+            raise InvalidName(
                 f"model_component is {shown(name)}; a name has 1 to 128 of the characters a-z A-Z 0-9 - _ . "
                 "ListModels names the deployed models."
             )
@@ -66,6 +73,10 @@ class Models:
         """Return every deployed model, by name."""
         with self._lock:
             return [self._models[name] for name in sorted(self._models)]
+
+    def status(self) -> list[dict[str, object]]:
+        """Return what each deployed model is and does, as it would be written as JSON."""
+        return [model.status() for model in self.all()]
 
     def start(self, name: str) -> None:
         """Begin to load a model, and remember that it is to run; errors as Model.start."""
@@ -162,7 +173,7 @@ class Models:
                 self._told.add((name, note))
                 logger.warning("%s: %s", name, note)
         if model is None:
-            model = Model(found, self._settings, self._spawner, self._ledger, self._catalog.moved)
+            model = Model(found, self._settings, self._spawner, self._ledger, self._metrics, self._catalog.moved)
             model.deploy(found, notes)
             with self._lock:
                 self._models[name] = model
@@ -184,6 +195,9 @@ class Models:
     def _remove(self, model: Model) -> None:
         """Drop a model whose files are gone; a loaded one is unloaded first, one that is on its way at a later look."""
         if model.state is State.RUNNING:
+            lost = self._registry and self._registry.lost(model.name)
+            if self._settings.orphans == "keep" and model.files_are_there() and not lost:
+                return
             try:
                 model.stop("its files are gone")
             except WrongState:

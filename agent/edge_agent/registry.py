@@ -54,6 +54,7 @@ class Registry:
         self._unpacked = unpacked
         self._started: dict[str, bytes] = {}
         self._now, self._before = Look(), Look()
+        self._lost: set[str] = set()
         self._told: dict[tuple[str, str], str] = {}
 
     def make(self) -> None:
@@ -100,6 +101,10 @@ class Registry:
         else:
             self._told.pop(("folder", ""), None)
         yield from self._now.registered.values()
+
+    def lost(self, name: str) -> bool:
+        """Return whether a component's package went away while it was registered."""
+        return name in self._now.gone or name in self._lost
 
     def fresh_autostarts(self) -> set[str]:
         """Return the components that registered since the last call and want to be started."""
@@ -161,6 +166,7 @@ class Registry:
                 if name not in now.registered:
                     self._find(name, entry, now)
         self._now = now
+        self._lost = (self._lost | set(self._before.gone)) - set(now.registered)
         for about in [about for about in self._told if about[0] == "entry" and about[1] not in now.refused]:
             del self._told[about]
         for name, reason in now.refused.items():

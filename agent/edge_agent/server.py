@@ -4,15 +4,19 @@ import logging
 import os
 import resource
 import signal
+import time
 from concurrent import futures
+from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from edge_agent import bitmaps, log, state
+from edge_agent import bitmaps, log, readiness, state
 from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
+from edge_agent.metrics import Metrics
 from edge_agent.models import Models
 from edge_agent.registry import Registry
+from edge_agent.status import StatusFile
 from edge_agent.supervisor import Spawner
 from edge_agent.unix_socket import ServedSocket
 
@@ -78,6 +82,7 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ending = EndSignal()
+        self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return the exit code. Raises AgentRefused when it cannot start."""
@@ -95,11 +100,14 @@ class Agent:
             registry = self._registry(folder)
             spawner = Spawner(folder.scratch(), (settings.log_level, settings.log_format))
             spawner.start()
-            models = Models(settings, spawner, folder.running_models(), registry)
+            metrics = Metrics()
+            models = Models(settings, spawner, folder.running_models(), metrics, registry)
+            status = StatusFile(folder.status_file(), lambda: self._status(models, metrics))
             try:
-                self._serve(models, served)
+                self._serve(models, served, metrics, status)
             finally:
                 models.close()
+                status.close()
         finally:
             served.release()
             folder.release()
@@ -120,15 +128,26 @@ class Agent:
         registry.make()
         return registry
 
-    def _serve(self, models: Models, served: ServedSocket) -> None:
+    def _status(self, models: Models, metrics: Metrics) -> dict[str, object]:
+        agent = {
+            "pid": os.getpid(),
+            "version": version("vision-edge-agent"),
+            "started": self._started,
+            "socket": str(self._settings.socket_path),
+        }
+        return {"agent": agent, "models": models.status(), **metrics.snapshot()}
+
+    def _serve(self, models: Models, served: ServedSocket, metrics: Metrics, status: StatusFile) -> None:
         models.scan()  # before the socket is there: a model that is deployed is never NOT_FOUND
-        server = self._build(models)
+        server = self._build(models, metrics)
         served.bind(server.add_insecure_port)
         server.start()
         served.publish()
         logger.info("Serving %d models on unix://%s", len(models.all()), self._settings.socket_path)
         models.start_wanted()
         models.watch()
+        status.keep()
+        readiness.tell()
         self._ending.wait()
         logger.info("Ending: accepted calls have %g s to finish.", self._settings.drain_timeout)
         served.release()
@@ -139,7 +158,7 @@ class Agent:
             models.close()
             ended.wait(CUT_OFF_PATIENCE)
 
-    def _build(self, models: Models) -> "grpc.Server":
+    def _build(self, models: Models, metrics: Metrics) -> "grpc.Server":
         import grpc
 
         from edge_agent.service import EdgeAgentService, handlers
@@ -147,5 +166,7 @@ class Agent:
         # A waiting call holds a thread, so control calls get threads that detections can never take.
         pool = futures.ThreadPoolExecutor(self._settings.max_calls + CONTROL_THREADS, thread_name_prefix="call")
         server = grpc.server(pool, options=GRPC_OPTIONS)
-        server.add_generic_rpc_handlers((handlers(EdgeAgentService(models, self._settings.inline_mask_limit)),))
+        server.add_generic_rpc_handlers(
+            (handlers(EdgeAgentService(models, self._settings.inline_mask_limit), metrics),)
+        )
         return server

@@ -14,15 +14,19 @@ from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import METHODS, SERVICE
 from edge_agent.bitmaps import Image, Segment
 from edge_agent.calls import Turn
-from edge_agent.errors import Code, EdgeAgentError, InvalidArgument, shown
+from edge_agent.errors import Code, EdgeAgentError, InvalidArgument, InvalidName, ModelNotFound, shown
 from edge_agent.jobs import Job, Verdict
 from edge_agent.lifecycle import State
+from edge_agent.manifest import Manifest
+from edge_agent.metrics import Metrics
 from edge_agent.models import Models
 
 logger = logging.getLogger(__name__)
 
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 # Beyond this a deadline is as good as none; gRPC gives clients without one a remaining time of centuries.
+# Why calls fail that name no deployed model.
+NAMELESS = {ModelNotFound.reason, InvalidName.reason}
 LONGEST_DEADLINE = 86_400.0 * 365
 
 
@@ -36,21 +40,26 @@ class EdgeAgentService:
     def DetectAnomalies(self, request: pb2.DetectAnomaliesRequest, context: grpc.ServicerContext) -> Message:  # noqa: N802
         """Judge one image."""
         model = self._models.get(request.model_component)
-        manifest = model.running_manifest()
-        image, mask = describe(request, model.required_size(manifest), masked=manifest.stage.segmentation)
+
+        def prepare(manifest: Manifest) -> Job:
+            return describe(request, model.required_size(manifest), masked=manifest.stage.segmentation)
+
+        first, expected = prepare(manifest := model.running_manifest()), manifest
         self._models.admit()
         try:
             turn = Turn()
             if not context.add_callback(turn.give_up):
                 turn.give_up()  # the call ended before it was taken up
             # Taken out of the message only when its turn has come: what waits is held once.
-            inline = None if image.segment else (lambda: request.bitmap.byte_data)
-            answer, inline_mask = model.detect(Job(image, mask), inline, _deadline(context), turn)
+            inline = None if first.image.segment else (lambda: request.bitmap.byte_data)
+            manifest, answer, inline_mask = model.detect(
+                lambda manifest: first if manifest is expected else prepare(manifest), inline, _deadline(context), turn
+            )
         finally:
             self._models.release()
         result = _result(answer.verdict)
         if manifest.stage.segmentation:
-            self._add_mask(result, request, image, inline_mask)
+            self._add_mask(result, request, first.image, inline_mask)
         return pb2.DetectAnomaliesResponse(detect_anomaly_result=result)
 
     def StartModel(self, request: pb2.StartModelRequest, _: grpc.ServicerContext) -> Message:  # noqa: N802
@@ -104,9 +113,7 @@ class EdgeAgentService:
             mask.shared_memory_handle.CopyFrom(handle)
 
 
-def describe(
-    request: pb2.DetectAnomaliesRequest, image_size: tuple[int, int] | None, *, masked: bool
-) -> tuple[Image, Segment | None]:
+def describe(request: pb2.DetectAnomaliesRequest, image_size: tuple[int, int] | None, *, masked: bool) -> Job:
     """Return the image and the mask's segment of a request; raise InvalidArgument, opening nothing.
 
     `image_size` is the (width, height) that the image must have; None allows any. A model that makes no mask (`masked`)
@@ -127,22 +134,22 @@ def describe(
         bitmaps.check_size(image, image_size)
     handle = _mask_handle(request.anomaly_mask_params)
     if handle is None:
-        return image, None
+        return Job(image, None)
     mask = _segment("anomaly_mask_params.shared_memory_handle", handle)
     if not masked:
-        return image, None
+        return Job(image, None)
     bitmaps.check_mask(mask, image)
-    return image, mask
+    return Job(image, mask)
 
 
-def handlers(service: EdgeAgentService) -> grpc.GenericRpcHandler:
+def handlers(service: EdgeAgentService, metrics: Metrics) -> grpc.GenericRpcHandler:
     """Return the service as gRPC takes it."""
     requests = itertools.count(1)
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
             rpc: grpc.unary_unary_rpc_method_handler(
-                _boundary(rpc, getattr(service, rpc), request_class, requests),
+                _boundary(rpc, getattr(service, rpc), request_class, requests, metrics),
                 # Requests are parsed within the boundary, so that bytes which are no request get a clear answer; in a
                 # list, so that they can be let go of there while gRPC still holds the list.
                 request_deserializer=lambda data: [data],
@@ -154,7 +161,11 @@ def handlers(service: EdgeAgentService) -> grpc.GenericRpcHandler:
 
 
 def _boundary(
-    rpc: str, call: Callable[[Any, grpc.ServicerContext], Message], request_class: Any, requests: "itertools.count[int]"
+    rpc: str,
+    call: Callable[[Any, grpc.ServicerContext], Message],
+    request_class: Any,
+    requests: "itertools.count[int]",
+    metrics: Metrics,
 ) -> Callable[[list[bytes], grpc.ServicerContext], Message]:
     """Wrap a call: every error becomes a documented code with a sentence, anything unknown INTERNAL with a request id."""
 
@@ -162,6 +173,7 @@ def _boundary(
         request_id = f"{next(requests):08x}"
         begin = time.monotonic()
         name = ""
+        size = len(received[0])
         try:
             try:
                 # ListModels asks for nothing, so there is nothing in its bytes to be wrong.
@@ -175,13 +187,17 @@ def _boundary(
             name = getattr(request, "model_component", "")
             response = call(request, context)
         except EdgeAgentError as error:
-            code, details = error.code, str(error)
+            code, details, reason = error.code, str(error), error.reason
         except Exception:
             logger.exception("request %s %s %s failed unexpectedly", request_id, rpc, shown(name))
-            code, details = Code.INTERNAL, f"Internal error; the agent's log has the cause under request {request_id}."
+            code, reason = Code.INTERNAL, EdgeAgentError.reason
+            details = f"Internal error; the agent's log has the cause under request {request_id}."
         else:
+            metrics.called(rpc, name, "OK", "", size)
             _log(request_id, rpc, name, begin, "OK")
             return response
+        # Names that nobody deployed are counted as one: anybody can make up more.
+        metrics.called(rpc, "" if reason in NAMELESS else name, code.name, reason, size)
         _log(request_id, rpc, name, begin, f"{code.name}: {details}")
         context.abort(STATUS[code], details)
         raise AssertionError("unreachable: abort raises")

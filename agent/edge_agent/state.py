@@ -68,6 +68,10 @@ class StateFolder:
         """Return the list of models that are to run."""
         return RunningModels(self._path("running.json"))
 
+    def status_file(self) -> Path:
+        """Return the file that says what the agent is doing."""
+        return self._path("status.json")
+
     def release(self) -> None:
         """Give the lock back. The scratch folder is emptied by multiprocessing after us, or by the next agent."""
         if self._lock is not None:
@@ -130,7 +134,7 @@ def folder(setting: Path | None) -> Path:
         AgentRefused: there is none that could be written, or it is open to others.
 
     """
-    path = (setting or _default()).absolute()
+    path = (setting or default_folder()).absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = path.stat()
@@ -149,7 +153,7 @@ def folder(setting: Path | None) -> Path:
     return path
 
 
-def _default() -> Path:
+def default_folder() -> Path:
     """Return where the state belongs: systemd's folder, the XDG one (basedir-spec), or the one below home."""
     if systemd := os.environ.get("STATE_DIRECTORY"):
         return Path(systemd.partition(":")[0])

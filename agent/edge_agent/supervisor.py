@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edge_agent import bitmaps
 from edge_agent.errors import InferenceFailed, PackageRefused
-from edge_agent.jobs import Answer, Failure, Job, Ready, Refused, SessionOptions, work
+from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions, work
 from edge_agent.packages import Found
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ LEAST_CALL_TIMEOUT = 10.0
 WARM_UPS_PER_CALL = 20
 EXIT_PATIENCE = 2.0
 DEATH_PATIENCE = 5.0
+# What a model that hangs gets to end the run at the runtime's own word, and its process to dump its stacks.
+TERMINATE_PATIENCE = 1.0
+ABORT_PATIENCE = 2.0
 # What multiprocessing gives when the forkserver could not tell a child's exit code any more.
 UNKNOWN_EXIT = 255
 # A socket path has 107 bytes; below the folder, multiprocessing adds two names of its own.
@@ -33,7 +36,15 @@ LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 
 
 class WorkerDied(Exception):
-    """The worker process ended; the text says how, for operators."""
+    """The worker process ended; the text says how, for operators.
+
+    `hung` tells that it was ended because it hung, `unasked` that it had ended before the job reached it.
+    """
+
+    def __init__(self, text: str, *, hung: bool = False, unasked: bool = False) -> None:
+        super().__init__(text)
+        self.hung = hung
+        self.unasked = unasked
 
 
 class Spawner:
@@ -88,11 +99,16 @@ class Worker:
         self._cause = ""
         self._dead = threading.Event()
         self._lock = threading.Lock()
+        self._hung = False
+        self._jobs = 0
         self._inbox, self._outbox = _memory_file("inbox"), _memory_file("outbox")
+        told, self._tell = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._tell, False)
         try:
             self._process, self._pipe = spawner.spawn(found, options)
         except BaseException:
-            self._close_memory()
+            os.close(told)
+            self._close()
             raise
         # Made once: `Connection.poll` makes and registers a selector for each call.
         self._poller = select.poll()
@@ -100,10 +116,12 @@ class Worker:
         self._pid = self._process.pid or 0
         threading.Thread(target=self._watch, name=f"watch-{found.name}", daemon=True).start()
         try:
-            for fd in (self._inbox, self._outbox):
+            for fd in (self._inbox, self._outbox, told):
                 reduction.send_handle(self._pipe, fd, self._pid)
         except OSError:
             pass  # it died already; load() says so
+        finally:
+            os.close(told)
 
     def load(self, timeout: float) -> None:
         """Wait until the model is loaded and warmed up.
@@ -113,7 +131,9 @@ class Worker:
             WorkerDied: the process ended or did not finish within `timeout` seconds.
 
         """
-        answer = self._receive(timeout, f"it did not load within {timeout:g} s (load_timeout)")
+        if not self._answers(timeout):
+            self._abort(f"it did not load within {timeout:g} s (load_timeout)")
+        answer = self._receive()
         if isinstance(answer, Refused):
             raise PackageRefused(answer.reason)
         assert isinstance(answer, Ready)  # the worker's own protocol
@@ -129,7 +149,7 @@ class Worker:
             inline: gives the image's bytes, unless they are in the client's segment.
 
         Raises:
-            EdgeAgentError: the job failed in the worker.
+            EdgeAgentError: the job failed in the worker, or hung and could be ended.
             WorkerDied: the process ended during the call, or was ended because it did not answer in time.
 
         """
@@ -137,11 +157,14 @@ class Worker:
         assert timeout is not None  # load() came before
         if inline is not None:
             _write_all(self._inbox, inline())
+        self._jobs += 1
         try:
             self._pipe.send(job)
         except OSError:
-            raise self._died() from None
-        answer = self._receive(timeout, f"it did not answer within {timeout:g} s (call_timeout)")
+            raise WorkerDied(str(self._died()), unasked=True) from None
+        if not self._answers(timeout):
+            self._end_hanging_job(f"it did not answer within {timeout:g} s (call_timeout)")
+        answer = self._receive()
         if isinstance(answer, Failure):
             raise answer.error(answer.text)
         assert isinstance(answer, Answer)
@@ -157,11 +180,7 @@ class Worker:
 
     def kill(self, cause: str) -> None:
         """Kill the process; `cause` is what operators are told."""
-        with self._lock:
-            if not self._dead.is_set():
-                self._cause = self._cause or cause
-                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-                    os.kill(self._pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL, cause)
 
     def wait(self) -> str:
         """Wait until the process has ended; return how it ended."""
@@ -171,26 +190,55 @@ class Worker:
     def release(self) -> None:
         """Close the pipe and the shared memory, after the process has ended."""
         self._pipe.close()
-        self._close_memory()
+        self._close()
 
-    def _close_memory(self) -> None:
-        for fd in (self._inbox, self._outbox):
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._pid
+
+    def _close(self) -> None:
+        for fd in (self._inbox, self._outbox, self._tell):
             os.close(fd)
 
-    def _receive(self, timeout: float, cause: str) -> object:
+    def _signal(self, number: int, cause: str) -> None:
+        with self._lock:
+            if not self._dead.is_set():
+                self._cause = self._cause or cause
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(self._pid, number)
+
+    def _answers(self, timeout: float) -> bool:
+        """Return whether there is an answer, or the end of the process, within `timeout` seconds."""
+        return bool(self._poller.poll(math.ceil(1000 * timeout)))
+
+    def _end_hanging_job(self, cause: str) -> None:
+        """Let the runtime end the job, so that there is an answer; end the process where that does not help."""
+        self._hung = True
+        with contextlib.suppress(OSError):  # it has just died
+            os.write(self._tell, NUMBER.pack(self._jobs))
+        if not self._answers(TERMINATE_PATIENCE):
+            self._abort(cause)
+
+    def _abort(self, cause: str) -> None:
+        """Let the process dump its stacks into the log and end; kill it where it does not. Raises WorkerDied."""
+        self._hung = True
+        self._signal(signal.SIGABRT, cause)
+        if not self._dead.wait(ABORT_PATIENCE):
+            self.kill(cause)
+        raise self._died()
+
+    def _receive(self) -> object:
         try:
-            if self._poller.poll(math.ceil(1000 * timeout)):
-                return self._pipe.recv()
+            return self._pipe.recv()
         except (EOFError, OSError):
             raise self._died() from None
-        self.kill(cause)
-        raise self._died()
 
     def _died(self) -> WorkerDied:
         if not self._dead.wait(DEATH_PATIENCE):
             self.kill("it closed its pipe")
             self._dead.wait()
-        return WorkerDied(self._cause)
+        return WorkerDied(self._cause, hung=self._hung)
 
     def _watch(self) -> None:
         wait([self._process.sentinel])

@@ -1,24 +1,30 @@
 """The worker process of one model: take a job, read the image, infer, write the mask, answer."""
 
+import contextlib
 import faulthandler
 import logging
 import mmap
 import os
+import resource
 import threading
 from multiprocessing import parent_process, reduction
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import backends, bitmaps, graphs, packages
 from edge_agent.bitmaps import Image, MaskTarget
-from edge_agent.errors import EdgeAgentError, InferenceFailed, PackageRefused
-from edge_agent.jobs import Answer, Failure, Job, Ready, Refused, SessionOptions
+from edge_agent.errors import EdgeAgentError, InferenceFailed, InferenceHung, PackageRefused
+from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions
 from edge_agent.packages import Found
 from edge_agent.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+
+# Where memory runs out, the kernel is to end a model and not the agent, or what else runs on the device: proc(5).
+OOM_SCORE = 500
 
 
 def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
@@ -26,16 +32,33 @@ def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
     faulthandler.enable()
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     try:
-        inbox, outbox = reduction.recv_handle(pipe), reduction.recv_handle(pipe)
+        inbox, outbox, told = (reduction.recv_handle(pipe) for _ in range(3))
+        limit_memory(options.memory_limit)
         worker = _load(found, options, inbox, outbox)
         if isinstance(worker, Refused):
             pipe.send(worker)
             return
+        threading.Thread(target=worker.end_jobs, args=(told,), name="end-jobs", daemon=True).start()
         pipe.send(Ready(worker.provider, worker.warm_up))
         while job := pipe.recv():
             pipe.send(worker.answer(job))
     except (EOFError, OSError):
         return  # the agent is gone
+
+
+def limit_memory(limit: int) -> None:
+    """Let this process take `limit` more bytes of address space than it has, 0 for any; no core file is written.
+
+    A model that takes more fails by itself, and not whatever the kernel would end to make room.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+    if limit:
+        most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + limit
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        if hard == resource.RLIM_INFINITY or most < hard:
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _load(found: Found, options: SessionOptions, inbox: int, outbox: int) -> "_Worker | Refused":
@@ -79,12 +102,35 @@ class _Worker:
         self._outbox: NDArray[np.uint8] = np.frombuffer(mmap.mmap(outbox, bitmaps.LARGEST_IMAGE), np.uint8)
         self._frame: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._mask: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._session = session
+        self._jobs = 0
+        self._busy = self._ended = False
+        self._lock = threading.Lock()
+
+    def end_jobs(self, told: int) -> None:
+        """End the run of each job whose number is told, if it still runs; a thread of its own."""
+        while number := os.read(told, NUMBER.size):
+            with self._lock:  # so that it cannot be the next job's run that is ended
+                if self._busy and self._jobs == NUMBER.unpack(number)[0]:
+                    self._ended = True
+                    self._session.terminate()
 
     def answer(self, job: Job) -> Answer | Failure:
         """Do one job; whatever goes wrong becomes a Failure, so that the next job finds the worker in order."""
+        with self._lock:
+            self._jobs += 1
+            self._busy, self._ended = True, False
+        answer = self._judge(job)
+        with self._lock:
+            self._busy = False
+        return answer
+
+    def _judge(self, job: Job) -> Answer | Failure:
         try:
             return self._do(job)
         except EdgeAgentError as error:
+            if self._ended:
+                return Failure(InferenceHung, "The model did not answer within its call_timeout and was interrupted.")
             if isinstance(error, InferenceFailed) and error.cause:
                 logger.warning("%s: the model failed on an image: %s", self._name, error.cause)
             return Failure(type(error), str(error))

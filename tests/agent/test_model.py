@@ -5,6 +5,7 @@ import pytest
 from edge_agent import packages as package_files
 from edge_agent.config import Settings
 from edge_agent.lifecycle import State
+from edge_agent.metrics import Metrics
 from edge_agent.model import Model
 from edge_agent.packages import Found, Rules
 from support import packages
@@ -23,7 +24,7 @@ def version(folder, score: float) -> Found:
 
 
 def model(found: Found, state: State) -> Model:
-    made = Model(found, Settings(scan_interval=0.05), None, None)
+    made = Model(found, Settings(scan_interval=0.05), None, None, Metrics())
     made._state = state
     return made
 

@@ -142,14 +142,15 @@ def test_control_calls_do_not_wait_for_detections(models):
         assert sorted(code(call) for call in flood) == [OK] * 3 + [EXHAUSTED] * 57
 
 
-def test_a_hanging_model_is_ended_and_its_calls_fail(models):
-    with serving(models, call_timeout=1.0) as agent:
+@pytest.mark.parametrize(("restart", "others"), [("never", INTERNAL), ("on-failure", OK)])
+def test_a_hanging_model_is_ended_and_its_call_fails(models, restart, others):
+    with serving(models, call_timeout=1.0, restart=restart) as agent:
         busy = Busy(agent)
         waiting = [busy.queue() for _ in range(3)]
         assert code(busy.call) == INTERNAL
         assert "did not answer within 1 s (call_timeout)" in busy.call.exception().details()
-        assert [code(call) for call in waiting] == [INTERNAL] * 3
-        assert agent.state("board") == "FAILED"
+        assert [code(call) for call in waiting] == [others] * 3
+        assert agent.state("board") == ("FAILED" if restart == "never" else "RUNNING")
         assert busy.worker not in agent.workers()
 
 

@@ -61,8 +61,10 @@ def call_in_worker(agent: Agent):
 
 
 class TestWorkerKilled:
+    """With `restart: never`, as the original; what becomes of a worker that is replaced is among the promises."""
+
     def test_calls_fail_at_once_and_the_model_is_failed(self, models):
-        with serving(models) as agent:
+        with serving(models, restart="never") as agent:
             agent.run_model("board")
             agent.run_model("part")
             workers = agent.workers()
@@ -111,7 +113,7 @@ class TestWorkerKilled:
     def test_images_of_calls_that_failed_are_given_back(self, folder):
         """An error that several threads raise would keep all their frames, and the images in them, alive."""
         packages.classifier(folder / "models" / "part")
-        agent = Agent(folder / "models", any_image_size=True)
+        agent = Agent(folder / "models", any_image_size=True, restart="never")
         # What is freed must be seen to go, at once, and not stay with the allocator.
         returned = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"}
         with contextlib.closing(agent):
@@ -123,14 +125,15 @@ class TestWorkerKilled:
             stub = agent.stub()
             image = bytes(3 * side * side)
             before = _resident(agent.pid)
-            calls = [stub.DetectAnomalies.future(request("part", side, side, image)) for _ in range(6)]
-            until(lambda: agent.log().count("a call waits") == 5, "they wait")
+            calls = [stub.DetectAnomalies.future(request("part", side, side, image)) for _ in range(10)]
+            until(lambda: agent.log().count("a call waits") == 9, "they wait")
             os.kill(worker, signal.SIGKILL)
             assert {call.exception(30).code().value[0] for call in calls} == {INTERNAL}
-            until(lambda: _resident(agent.pid) - before < 2 * len(image), "the images are given back")
+            # gRPC's own buffers keep up to three (measured); an error that holds its callers' frames keeps all ten.
+            until(lambda: _resident(agent.pid) - before < 5 * len(image), "the images are given back")
 
     def test_state_is_failed_before_the_caller_knows(self, models):
-        with serving(models) as agent:
+        with serving(models, restart="never") as agent:
             stub = agent.stub()
             for _ in range(20):
                 agent.run_model("board")
@@ -144,14 +147,14 @@ class TestWorkerKilled:
                 assert agent.describe("board").status == pb2.FAILED
 
     def test_death_of_an_idle_worker_is_seen(self, models):
-        with serving(models) as agent:
+        with serving(models, restart="never") as agent:
             agent.run_model("board")
             os.kill(agent.workers()[0], signal.SIGSEGV)
             until(lambda: agent.state("board") == "FAILED", "the death is seen")
             assert "SIGSEGV" in agent.describe("board").status_message
 
     def test_death_of_the_forkserver_is_survived(self, models):
-        with serving(models) as agent:
+        with serving(models, restart="never") as agent:
             agent.run_model("board")
             os.kill(agent.forkserver(), signal.SIGKILL)
             until(lambda: agent.state("board") == "FAILED", "the loss is seen")

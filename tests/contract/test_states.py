@@ -55,7 +55,7 @@ def ask(stub, rpc: str, name: str, image: bytes = bytes(3 * 64 * 64)) -> tuple[i
 @pytest.fixture(scope="module")
 def agent(module_folder):
     packages.segmenter(module_folder / "models" / "board", SIZE)
-    with serving(module_folder / "models", drain_timeout=60, autostart=[], restore=False) as running:
+    with serving(module_folder / "models", drain_timeout=60, restore=False, restart="never") as running:
         yield running
 
 

@@ -51,12 +51,15 @@ def test_appears_changes_and_disappears(models):
         agent.run_model("board")
         assert score(agent, "board") == pytest.approx(0.25)
         constant(models / "board", 0.75)
-        until(lambda: "has changed" in agent.describe("board").status_message, "the change is told")
-        assert score(agent, "board") == pytest.approx(0.25), "what runs goes on as it was loaded"
-        agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
-        agent.run_model("board")
-        assert score(agent, "board") == pytest.approx(0.75)
-        assert "has changed" not in agent.describe("board").status_message
+        states = set()
+
+        def taken_over() -> bool:
+            states.add(agent.state("board"))
+            return score(agent, "board") == pytest.approx(0.75)
+
+        until(taken_over, "the new one takes over")
+        assert states == {"RUNNING"}
+        until(lambda: "has changed" not in agent.describe("board").status_message, "and nothing is left to say")
         shutil.rmtree(models / "board")
         until(lambda: listed(agent) == {}, "it disappears")
         until(lambda: agent.workers() == [], "and its worker with it")
@@ -193,16 +196,10 @@ class TestModelsFolderThatIsALink:
             assert listed(agent) == {"board": "RUNNING"}
             self.turn(current, "v2")
             until(lambda: "part" in listed(agent), "what is new is seen")
-            until(lambda: "has changed" in agent.describe("board").status_message, "the change is told")
-            assert score(agent, "board") == pytest.approx(0.25), "what runs goes on as it was loaded"
             shutil.rmtree(current.parent / "v1")
-            constant(current.parent / "v2" / "later", 0.5)
-            until(lambda: "later" in listed(agent), "some looks have come")
+            until(lambda: score(agent, "board") == pytest.approx(0.75), "the new one takes over")
             assert agent.state("board") == "RUNNING"
-            agent.stub().StopModel(pb2.StopModelRequest(model_component="board"))
-            agent.run_model("board")
-            assert score(agent, "board") == pytest.approx(0.75)
-            assert "changed" not in agent.describe("board").status_message
+            until(lambda: "changed" not in agent.describe("board").status_message, "nothing is left to say")
 
     def test_a_start_follows_it_this_instant(self, current):
         with serving(current, scan_interval=3600) as agent:
@@ -230,7 +227,7 @@ class TestModelsFolderThatIsALink:
             until(lambda: time.monotonic() > looked + 0.5, "some looks have come")
             assert listed(agent) == {"board": "RUNNING"}
             self.turn(current, "v2")
-            until(lambda: "has changed" in agent.describe("board").status_message, "it is turned on")
+            until(lambda: score(agent, "board") == pytest.approx(0.75), "it is turned on")
 
     def test_keeps_its_place_among_the_sources(self, current):
         first = current.parent / "first"
@@ -267,12 +264,14 @@ class TestModelsFolderThatIsALink:
 
 def test_the_cause_of_a_failure_outlives_a_new_package(models):
     constant(models / "board", 0.25)
-    with serving(models) as agent:
+    with serving(models, restart="never") as agent:
         agent.run_model("board")
-        constant(models / "board", 0.75)
-        until(lambda: "has changed" in agent.describe("board").status_message, "the change is told")
+        (models / "board" / "manifest.json").write_text('{"model_graph": ')
+        until(lambda: "cannot take over: manifest.json is not JSON" in agent.describe("board").status_message, "told")
+        assert score(agent, "board") == pytest.approx(0.25), "the one before goes on"
         os.kill(agent.workers()[0], signal.SIGKILL)
         until(lambda: agent.state("board") == "FAILED", "the death is seen")
+        constant(models / "board", 0.75)
         constant(models / "other", 0.5)
         until(lambda: "other" in listed(agent), "looks go on")
         description = agent.describe("board")

@@ -1,6 +1,7 @@
 """A real agent in a process of its own, on a socket of its own, as an unprivileged user where we are root."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -136,6 +137,23 @@ class Agent:
         self.stub().StartModel(pb2.StartModelRequest(model_component=name), timeout=PLENTY)
         until(lambda: self.state(name) != "STARTING", f"{name} has started")
         assert self.state(name) == "RUNNING", self.describe(name).status_message
+
+    def status(self) -> dict[str, Any]:
+        """Return the newest that the agent has written of itself; at most a second behind, and final once it has ended."""
+        path = next((self.folder / "state").glob("*.status.json"))
+        return json.loads(path.read_bytes())
+
+    def counted(self, model: str, event: str) -> int:
+        """Return how often something happened to a model's worker: started, died, hung, swapped."""
+        return self.status()["workers"].get(model, {}).get(event, 0)
+
+    def calls(self, model: str | None = None, code: str | None = None, rpc: str = "DetectAnomalies") -> int:
+        """Return how many calls the agent has answered."""
+        return sum(
+            one["count"]
+            for one in self.status()["calls"]
+            if one["rpc"] == rpc and model in (None, one["model"]) and code in (None, one["code"])
+        )
 
     def log(self) -> str:
         return self.log_path.read_text()

@@ -19,12 +19,19 @@ class Session(Protocol):
         """Return the model's outputs, in the model's order, for one C-contiguous input of the model's shape.
 
         Raises:
-            InferenceFailed: the runtime refused the input or failed on it.
+            InferenceFailed: the runtime refused the input or failed on it, or the run was ended.
 
         """
 
 
-def open_session(model: ModelFiles, options: SessionOptions) -> Session:
+class InterruptibleSession(Session, Protocol):
+    """A loaded model whose run another thread can end."""
+
+    def terminate(self) -> None:
+        """End the run that is under way: it raises InferenceFailed as soon as the runtime looks."""
+
+
+def open_session(model: ModelFiles, options: SessionOptions) -> InterruptibleSession:
     """Load an ONNX model with the runtime of this device; raise PackageRefused with the reason when it does not load."""
     from edge_agent.backends import onnxruntime
 

@@ -59,15 +59,22 @@ class OrtSession:
             listed = ", ".join(f"{one.name} {one.type}" for one in inputs) or "none"
             raise PackageRefused(f"The model must have one float32 input (uint8 when compiled); it has: {listed}.")
         self._input = inputs[0].name
+        self._running = ort.RunOptions()
         self.input_dtype = INPUT_TYPES[inputs[0].type]
 
     def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
         """Return the model's outputs for one input of its shape; raise InferenceFailed with the runtime's cause."""
+        # New ones for each run: those of a run that was ended would end the next one, too.
+        self._running = ort.RunOptions()
         try:
-            return list(self._session.run(None, {self._input: tensor}))
+            return list(self._session.run(None, {self._input: tensor}, self._running))
         except Exception as error:  # noqa: BLE001
             text = "The model failed on the image; the agent's log has the cause."
             raise InferenceFailed(text, cause=_sentence(error)) from None
+
+    def terminate(self) -> None:
+        """End the run that is under way; the runtime looks between two operators."""
+        self._running.terminate = True
 
 
 def _sentence(error: Exception) -> str:

@@ -16,6 +16,7 @@ COMMANDS = {
     "describe": "models",
     "start": "models",
     "stop": "models",
+    "status": "status",
     "detect": "detect",
     "fit": "fit",
     "package": "package",

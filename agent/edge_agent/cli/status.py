@@ -1,0 +1,80 @@
+"""`edge-agent status`: what a serving agent is doing, from the file that it keeps in its state folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_agent import address, state
+from edge_agent.cli.models import STATUS_COLOURS, socket_option
+from edge_agent.cli.tables import table
+from edge_agent.errors import AgentRefused, printable
+
+EVENTS = ("started", "died", "hung", "swapped")
+
+
+@click.command()
+@socket_option
+@click.option(
+    "--state-dir",
+    envvar="EDGE_AGENT_STATE_DIR",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The agent's state folder; default: as for `serve`.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
+def status(socket: str, state_dir: Path | None, as_json: bool) -> None:
+    """Show what an agent is doing and what it has counted, as its own user or root.
+
+    It comes from a file in the agent's state folder, at most a second behind.
+    """
+    found = _read(socket, state_dir)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    agent = found["agent"]
+    click.echo(f"Edge Agent {agent['version']}, pid {agent['pid']}, since {agent['started']}, on {agent['socket']}")
+    if not found["models"]:
+        click.echo("No models are deployed.")
+        return
+    click.echo(
+        table(("MODEL", "VERSION", "STATUS", "CALLS", "FAILED", *map(str.upper, EVENTS)), _rows(found), range(3, 9))
+    )
+
+
+def _read(socket: str, state_dir: Path | None) -> dict[str, Any]:
+    try:
+        folder = (state_dir or state.default_folder()).absolute()
+        path = state.StateFolder(folder, address.socket_path(socket)).status_file()
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except (AgentRefused, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    except FileNotFoundError:
+        raise click.ClickException(
+            f"No agent on {printable(socket)} has kept a status in {printable(str(folder))}; name its folder with --state-dir."
+        ) from None
+    except OSError as error:
+        raise click.ClickException(f"{printable(str(path))} cannot be read: {error.strerror}.") from None
+    if not Path(f"/proc/{found['agent']['pid']}").exists():
+        raise click.ClickException(f"The agent on {printable(socket)} has ended.")
+    return found
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for model in found["models"]:
+        calls = [one for one in found["calls"] if (one["rpc"], one["model"]) == ("DetectAnomalies", model["model"])]
+        failed = sum(one["count"] for one in calls if one["code"] != "OK")
+        events = found["workers"].get(model["model"], {})
+        rows.append(
+            (
+                model["model"],
+                model["version"],
+                click.style(model["state"], STATUS_COLOURS.get(model["state"])),
+                str(sum(one["count"] for one in calls)),
+                str(failed),
+                *(str(events.get(event, 0)) for event in EVENTS),
+            )
+        )
+    return rows

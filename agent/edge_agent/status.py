@@ -1,0 +1,61 @@
+"""What the agent is doing, in a file of its state folder for operators: its models, and what has been counted."""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 1.0
+
+
+class StatusFile:
+    """A JSON file, mode 0600, that is whole at any instant and at most a second behind."""
+
+    def __init__(self, path: Path, look: Callable[[], Mapping[str, Any]]) -> None:
+        """Write what `look` returns."""
+        self._path = path
+        self._look = look
+        self._ended = threading.Event()
+        self._written = b""
+        self._thread = threading.Thread(target=self._keep, name="status", daemon=True)
+
+    def keep(self) -> None:
+        """Keep the file up to date, in a thread of its own, until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write it for the last time."""
+        self._ended.set()
+        if self._thread.ident:
+            self._thread.join(INTERVAL)
+        self._write()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(INTERVAL):
+            self._write()
+
+    def _write(self) -> None:
+        data = json.dumps(self._look()).encode() + b"\n"
+        if data == self._written:
+            return
+        beside = self._path.with_suffix(".new")
+        try:
+            with open(beside, "wb", opener=_private) as file:
+                file.write(data)
+            beside.replace(self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            logger.debug("The status file cannot be written: %s", error.strerror)
+        else:
+            self._written = data
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
