@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from edge_agent.errors import extra
+from model_packager import deployments, files
 from model_packager.errors import PackagingRefused
 
 NEEDS_EXTRA = f"An output on S3 needs the `boto3` package; {extra('s3')}."
@@ -20,6 +22,8 @@ S3 = "s3://"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 COMPONENT = re.compile(r"(?!\.{1,2}\Z)[a-zA-Z0-9._-]+")
 VERSION = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.+-]*")
+# Within a version that is being copied: what is for local deployments.
+DEPLOYED = ".deployed"
 # Seconds, and attempts in all, after which an endpoint is out of reach.
 CONNECT_TIMEOUT, READ_TIMEOUT, ATTEMPTS = 5, 60, 3
 PERMISSIONS = "s3:ListBucket, s3:ListBucketMultipartUploads, s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload"
@@ -92,14 +96,17 @@ def clear(partial: str) -> None:
             with _explained(f"{S3}{bucket}"):
                 _undo(_client(), bucket, journal)
         else:
-            _remove(Path(partial))
+            LocalFolder(Path(partial).parent.parent).clear(Path(partial))
     except PackagingRefused as error:
         raise PackagingRefused(f"What was left in {partial} could not be removed; do it by hand. {error}") from None
 
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder with `<component>/<version>/` below it; a version is copied beside its place and appears by one rename."""
+    """A folder with `<component>/<version>/` below it; a version is copied beside its place and appears by one rename.
+
+    What local deployments take of it comes into place before, and counts as remains as long as the version is not there.
+    """
 
     folder: Path
 
@@ -120,14 +127,20 @@ class LocalFolder:
         try:
             if self.taken(component, version):
                 raise _exists(component, version, self)
-            for parent in (self.folder, beside.parent):
-                _make(parent)
-            beside.mkdir()
+            files.make_folder(self.folder)
+            with self._alone():
+                files.make_folder(beside.parent)
+                beside.mkdir()
         except OSError as error:
             raise self._unwritable(error) from None
         try:
-            _copy(folder, beside)
-            beside.rename(place)
+            files.copy(folder, beside)
+            deployments.prepare(folder, beside / DEPLOYED)
+            with self._alone():
+                if self.taken(component, version):
+                    raise _exists(component, version, self)
+                deployments.place(beside / DEPLOYED, self.folder, component, version)
+                beside.rename(place)
         except BaseException as error:
             left = _cleared(str(beside))
             if not isinstance(error, OSError):
@@ -136,15 +149,55 @@ class LocalFolder:
                 raise _exists(component, version, self) from None
             raise self._unwritable(error, left) from None
         with contextlib.suppress(OSError):  # it is there, and whole
-            flush(beside.parent)
+            files.flush(beside.parent)
         return str(place)
+
+    def clear(self, beside: Path) -> None:
+        """Remove what a job has copied to `beside` and, unless the version is there, what it had put into place.
+
+        Raises:
+            PackagingRefused: it cannot be removed.
+
+        """
+        component, version = (
+            beside.parent.name,
+            beside.name.removeprefix(".").rsplit(".", 2)[0],
+        )  # a job's name has no dot
+        try:
+            with self._alone():
+                if os.path.lexists(beside):
+                    if not self.taken(component, version):
+                        deployments.withdraw(self.folder, component, version)
+                    shutil.rmtree(beside)
+                with contextlib.suppress(OSError):
+                    beside.parent.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise PackagingRefused(f"{error.strerror}.") from None
 
     def artifact_uri(self, component: str, version: str, file_name: str) -> str:
         """Return the URI with gdk's placeholder BUCKET_NAME, since nobody knows yet where the files will be uploaded."""
         return f"s3://BUCKET_NAME/{_path(component, version)}/{file_name}"
 
     def _place(self, component: str, version: str) -> Path:
+        if component in {deployments.RECIPES, deployments.ARTIFACTS}:
+            raise PackagingRefused(
+                f"Component {component!a} cannot have a folder of its own in {self}, where {component} is for local "
+                "deployments; give another --component-name."
+            )
         return self.folder / _path(component, version)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other jobs from putting anything into place, or away, meanwhile."""
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # not every network's file system locks folders
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _unwritable(self, error: OSError, left: str = "") -> PackagingRefused:
         reason = error.strerror or str(error)
@@ -241,50 +294,6 @@ def _exists(component: str, version: str, where: object) -> PackagingRefused:
     return PackagingRefused(
         f"Component {component} version {version} exists already in {where}; give another --component-version."
     )
-
-
-def _make(folder: Path) -> None:
-    """Make a folder with mode 0755 where it is missing, whatever the umask."""
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o755)
-        flush(folder.parent)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy the content of a folder into an empty one, and flush it to the disk."""
-    for entry in sorted(source.iterdir()):
-        copy = target / entry.name
-        if entry.is_dir() and not entry.is_symlink():
-            copy.mkdir()
-            _copy(entry, copy)
-        else:
-            shutil.copyfile(entry, copy)
-            copy.chmod(0o644)
-            flush(copy)
-    target.chmod(0o755)
-    flush(target)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or the names in a folder are on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove(beside: Path) -> None:
-    """Remove a partial version, and the component's folder if nothing else is in it."""
-    try:
-        shutil.rmtree(beside)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise PackagingRefused(f"{error.strerror}.") from None
-    with contextlib.suppress(OSError):
-        beside.parent.rmdir()
 
 
 def _cleared(partial: str) -> str:

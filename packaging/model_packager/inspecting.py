@@ -11,18 +11,19 @@ import onnx
 
 from edge_agent import manifest, packages
 from edge_agent.errors import PackageRefused
-from edge_agent.packages import Found, Package, Rules
-from model_packager import archives, measuring
+from edge_agent.packages import COMPONENT_SUFFIX, Found, Package, Rules
+from model_packager import archives, linting, measuring
 from model_packager.errors import PackagingRefused
 
 DEEPEST = 3
+RECIPES = ("recipe.yaml", "recipe.json")
 MOST_NAMES = 10
 NAMES = {code: name for name, code in manifest.INTERPOLATIONS.items()}
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was checked, each a sentence: what is in order, what is not, and what the agent would say of it besides."""
+    """What was checked, each a sentence: what is in order, what is not, and what is to be said besides."""
 
     good: tuple[str, ...]
     bad: tuple[str, ...]
@@ -67,7 +68,7 @@ def _look(folder: Path, rules: Rules) -> Found:
 
 
 def verify(path: Path, *, any_target: bool, load: bool) -> Verified:
-    """Check a package as the agent would on this device.
+    """Check a package as the agent would on this device, and the recipes beside it as the nuclei would.
 
     Args:
         path: the package's folder, a folder above it, or its zip.
@@ -78,36 +79,66 @@ def verify(path: Path, *, any_target: bool, load: bool) -> Verified:
         PackagingRefused: there is no package to check.
 
     """
-    good, bad = [], []
     with opened(path) as folder:
-        found = _look(folder, Rules(any_target=True))
-        if found.package is None:
-            return Verified((), (found.refusal,))
+        checked = _check(folder, any_target=any_target, load=load)
+        # A zip is unpacked elsewhere.
+        linted = _lint_beside(path.resolve() if path.is_file() else folder)
+    for one in linted:
+        checked = Verified(checked.good + one.good, checked.bad + one.bad, checked.notes + one.notes)
+    return checked
+
+
+def _check(folder: Path, *, any_target: bool, load: bool) -> Verified:
+    good, bad = [], []
+    found = _look(folder, Rules(any_target=True))
+    if found.package is None:
+        return Verified((), (found.refusal,))
+    try:
+        packages.read_model(found.package)
+    except PackageRefused as refusal:
+        return Verified((), (str(refusal),))
+    block = found.package.manifest.block
+    files = "manifest.json can be read"
+    if block:
+        count = len(block.files)
+        files = f"manifest.json and {'1 file' if count == 1 else f'{count} files'} are as they were written"
+    good.append(f"{found.name} {found.version}: {files}.")
+    here = found if any_target else _look(folder, Rules())
+    notes = here.package.notes if here.package else ()
+    if here.package is None:
+        bad.append(here.refusal)
+    elif load:
         try:
-            packages.read_model(found.package)
-        except PackageRefused as refusal:
-            return Verified((), (str(refusal),))
-        block = found.package.manifest.block
-        files = "manifest.json can be read"
-        if block:
-            count = len(block.files)
-            files = f"manifest.json and {'1 file' if count == 1 else f'{count} files'} are as they were written"
-        good.append(f"{found.name} {found.version}: {files}.")
-        here = found if any_target else _look(folder, Rules())
-        notes = here.package.notes if here.package else ()
-        if here.package is None:
-            bad.append(here.refusal)
-        elif load:
-            try:
-                measured = measuring.measure(folder)
-            except PackagingRefused as refusal:
-                bad.append(str(refusal))
-            else:
-                good.append(
-                    f"It loads and runs: {measured['peak_memory_bytes'] / 2**20:.0f} MiB of memory at most, warm-up "
-                    f"{measured['warm_up_seconds'] * 1000:.0f} ms."
-                )
+            measured = measuring.measure(folder)
+        except PackagingRefused as refusal:
+            bad.append(str(refusal))
+        else:
+            good.append(
+                f"It loads and runs: {measured['peak_memory_bytes'] / 2**20:.0f} MiB of memory at most, warm-up "
+                f"{measured['warm_up_seconds'] * 1000:.0f} ms."
+            )
     return Verified(tuple(good), tuple(bad), notes)
+
+
+def _lint_beside(package: Path) -> list[Verified]:
+    """Lint the recipes beside a package, a folder or a zip, that has the name that packaging jobs give it."""
+    if not package.name.removesuffix(".zip").endswith(COMPONENT_SUFFIX):
+        return []
+    return [_lint(path) for path in (package.with_name(name) for name in RECIPES) if path.is_file()]
+
+
+def _lint(recipe: Path) -> Verified:
+    try:
+        with recipe.open("rb") as file:
+            findings = linting.lint_bytes(file.read(linting.FARTHEST + 1))
+    except OSError as error:
+        return Verified((), (f"{recipe.name} cannot be read: {error.strerror}.",))
+    told: dict[str, list[str]] = {"error": [], "warning": []}
+    for one in findings:
+        where = (recipe.name, f"line {one.line}" if one.line else "", one.place)
+        told[one.severity].append(f"{', '.join(filter(None, where))}: {one.sentence}")
+    good = (f"{recipe.name} has nothing that a nucleus would refuse or ignore.",)
+    return Verified(() if told["error"] else good, tuple(told["error"]), tuple(told["warning"]))
 
 
 def inspect(path: Path, *, nodes: bool = False) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from model_packager import destinations
+from model_packager import destinations, files
 from model_packager.errors import PackagingRefused
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}")
@@ -264,7 +264,7 @@ class Store:
                     ) from None
                 raise
         with contextlib.suppress(OSError):
-            destinations.flush(self.path)
+            files.flush(self.path)
         return lock
 
     def _names(self) -> frozenset[str]:

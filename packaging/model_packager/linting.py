@@ -13,7 +13,7 @@ from model_packager import lint_platforms as platforms
 from model_packager.lint_findings import BOTH, JAVA, LITE, Finding, Findings, Nucleus, Spot, nearest
 from model_packager.lint_lifecycles import Lifecycle
 from model_packager.lint_scripts import CONFIGURATION, VARIABLES, Context
-from model_packager.recipe import FORMAT_VERSION, LONGEST
+from model_packager.recipe import FORMAT_VERSION, LONGEST, SCRIPT
 from model_packager.request import AGENT_COMPONENT
 
 __all__ = ["FARTHEST", "Finding", "Nucleus", "lint", "lint_bytes"]
@@ -111,7 +111,9 @@ def _check_recipe(recipe: Spot) -> None:
     needs = keys.get("ComponentDependencies")
     runs = _runs(keys, manifests)
     context = Context(configuration, dependencies.check(needs, runs=runs) if needs else frozenset())
-    _check_manifests(keys, manifests, context, of_model=AGENT_COMPONENT in context.dependencies and not runs)
+    # A model's component has no process, or one that registers the model and ends.
+    brings_model = AGENT_COMPONENT in context.dependencies and (not runs or _registers(recipe))
+    _check_manifests(keys, manifests, context, of_model=brings_model)
     _check_everywhere(recipe)
 
 
@@ -187,6 +189,11 @@ def _runs(keys: Mapping[str, Spot], manifests: list[tuple[Spot, dict[str, Spot]]
         if isinstance(below.node, nodes.Mapping)
         for key, _ in below.node.entries
     )
+
+
+def _registers(recipe: Spot) -> bool:
+    """Return whether anything in a recipe names the script with which our packager's components register models."""
+    return any(isinstance(spot.node, nodes.Scalar) and SCRIPT.name in spot.node.text for spot in recipe.walk())
 
 
 def _check_manifests(

@@ -1,10 +1,8 @@
-"""A packaging job's work: import, convert, compile, compare, measure, write; each step is a module of its own."""
+"""A packaging job's work: import, convert, compile, compare, measure, write, lay out; each step is a module of its own."""
 
 import hashlib
-import json
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from edge_agent.jobs import SessionOptions
 from edge_agent.manifest import Manifest
 from edge_agent.pipeline import Pipeline
 from model_packager import (
+    component,
     fusing,
     importers,
     measuring,
@@ -25,7 +24,6 @@ from model_packager import (
     onnx_files,
     optimising,
     parity,
-    recipe,
     request,
     torchscript,
     writing,
@@ -39,9 +37,6 @@ from model_packager.parity import Images, Report, Tolerance
 from model_packager.request import JobRequest
 from model_packager.targets import DEVICES, instruction_flags
 
-SUFFIX = "_greengrass_model_component"
-# The same bytes from the same files, whenever they were made: the oldest time that a zip can say.
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 ARN = "arn:aws:lookoutvision:local:000000000000:model/{project}/{version}"
 
 Progress = Callable[[str, float], None]
@@ -115,7 +110,13 @@ def _run(order: Mapping[str, Any], work: Path, destination: Destination, progres
     progress("Writing the component", 0.92)
     folder = _write(imported, compiled, asked, options, {**more, **measuring.stated(measured)}, work)
     out = work / "component"
-    result = _component(folder, out, asked, destination, report, measured, imported)
+    told = {
+        "Source": f"{imported.kind} {imported.name}",
+        "Notes": list(imported.notes),
+        "Parity": report.as_json(),
+        "Measured": dict(measured),
+    }
+    result = component.lay_out(folder, out, asked, destination, told)
     place = destination.publish(out, asked.component_name, asked.component_version, asked.job_name)
     return {**result, "Output": place}
 
@@ -286,51 +287,3 @@ def _write(
         more=more,
     )
     return folder
-
-
-def _component(
-    package: Path,
-    out: Path,
-    asked: JobRequest,
-    destination: Destination,
-    report: Report,
-    measured: Mapping[str, float],
-    imported: Imported,
-) -> dict[str, object]:
-    """Lay out what is published: the package, the same zipped, the recipes and the job's record; return the result.
-
-    The package's name has the first 12 digits of its manifest's digest, as those of the original have of theirs.
-    """
-    name = hashlib.sha256((package / "manifest.json").read_bytes()).hexdigest()[:12] + SUFFIX
-    out.mkdir()
-    package.rename(out / name)
-    archive = out / f"{name}.zip"
-    zip_folder(out / name, archive)
-    digest = hashlib.sha256(archive.read_bytes())
-    uri = destination.artifact_uri(asked.component_name, asked.component_version, archive.name)
-    made = recipe.recipe(asked, uri, digest.digest())
-    (out / "recipe.yaml").write_text(recipe.as_yaml(made), encoding="utf-8")
-    (out / "recipe.json").write_text(recipe.as_json(made), encoding="utf-8")
-    result: dict[str, object] = {
-        "Artifact": archive.name,
-        "Sha256": digest.hexdigest(),
-        "Size": archive.stat().st_size,
-        "Source": f"{imported.kind} {imported.name}",
-        "Notes": list(imported.notes),
-        "Parity": report.as_json(),
-        "Measured": dict(measured),
-    }
-    record = {**request.to_document(asked), "Status": "SUCCEEDED", "Result": result}
-    (out / "job.json").write_text(json.dumps(record, indent=1) + "\n")
-    return result
-
-
-def zip_folder(folder: Path, archive: Path) -> None:
-    """Write the files of a folder into a zip whose bytes depend on nothing but their names and contents."""
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as made:
-        for path in sorted(one for one in folder.rglob("*") if one.is_file()):
-            entry = zipfile.ZipInfo(str(path.relative_to(folder)), ZIP_TIME)
-            entry.external_attr = 0o100644 << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3  # Unix, wherever it was made
-            made.writestr(entry, path.read_bytes())

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from model_packager import destinations, jobs
+from model_packager import destinations, files, jobs
 from model_packager.destinations import LocalFolder, S3Prefix
 from model_packager.errors import PackagingRefused
 from support.waiting import PATIENCE, until
@@ -72,15 +72,31 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def made(tmp_path) -> Path:
-    """What a job has made: a zip, two recipes, a record, and the package unpacked."""
+    """What a job has made: a zip, a script, two recipes, a record, and the package unpacked."""
     folder = tmp_path / "made"
     (folder / "board" / "mochi").mkdir(parents=True)
-    for name in ("board.zip", "job.json", "board/manifest.json", "board/mochi/model.onnx"):
+    for name in ("board.zip", "register.sh", "job.json", "board/manifest.json", "board/mochi/model.onnx"):
         (folder / name).write_text(name)
     for name in ("recipe.json", "recipe.yaml"):
         (folder / name).write_text(name)
         (folder / name).chmod(0o400)
     return folder
+
+
+def deployed(version: str = "1.0.0", says: str = "") -> dict[str, bytes | None]:
+    """Return the tree of what local deployments take of a version that was made so."""
+    contents = {
+        f"artifacts/board/{version}/board.zip": says or "board.zip",
+        f"artifacts/board/{version}/register.sh": says or "register.sh",
+        f"recipes/board-{version}.yaml": says or "recipe.yaml",
+    }
+    folders = dict.fromkeys(["artifacts", "artifacts/board", f"artifacts/board/{version}", "recipes"])
+    return folders | {name: content.encode() for name, content in contents.items()}
+
+
+def without_versions(output: Path) -> dict[str, bytes | None]:
+    """Return the tree of an output folder but for the versions of the board."""
+    return {name: content for name, content in tree(output).items() if name.partition("/")[0] != "board"}
 
 
 @contextlib.contextmanager
@@ -148,6 +164,8 @@ def test_a_version_in_a_folder(tmp_path, made):
         os.umask(umask)
     assert where == str(tmp_path / "new" / "out" / "board" / "1.0.0")
     assert tree(Path(where)) == tree(made)
+    # One recipe without a twin, and artifacts without anything else: what --recipe-dir and --artifacts-dir take.
+    assert without_versions(tmp_path / "new" / "out") == deployed()
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new" / "out").rglob("*") if path.is_file()}
     folders = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*") if path.is_dir()}
     assert (modes, folders) == ({0o644}, {0o755})
@@ -157,26 +175,33 @@ def test_a_version_in_a_folder(tmp_path, made):
         destination.publish(made, "board", "1.0.0", "job")
     destination.publish(made, "board", "1.0.1", "job")
     assert sorted(path.name for path in (tmp_path / "new" / "out" / "board").iterdir()) == ["1.0.0", "1.0.1"]
+    assert without_versions(tmp_path / "new" / "out") == deployed() | deployed("1.0.1")
 
 
 def test_everything_is_on_the_disk_before_it_appears(tmp_path, made, monkeypatch):
-    place, flushed = tmp_path / "out" / "board" / "1.0.0", []
-    real = destinations.flush
+    output = tmp_path / "out"
+    places = [output / path for path in ("board/1.0.0", "artifacts/board/1.0.0", "recipes/board-1.0.0.yaml")]
+    flushed: list[tuple[Path, list[bool]]] = []
+    real = files.flush
 
     def flush(path: Path) -> None:
-        flushed.append((path.name, place.exists()))
+        flushed.append((path, [place.exists() for place in places]))
         real(path)
 
-    monkeypatch.setattr(destinations, "flush", flush)
-    LocalFolder(tmp_path / "out").publish(made, "board", "1.0.0", "job")
-    names = {Path(name).name for name in tree(made)}
-    assert {name for name, appeared in flushed if not appeared} >= {*names, ".1.0.0.job.new"}
-    assert flushed[-1] == ("board", True)
+    monkeypatch.setattr(files, "flush", flush)
+    LocalFolder(output).publish(made, "board", "1.0.0", "job")
+    before = [path.name for path, (appeared, *_) in flushed if not appeared]
+    assert {*before} >= {*(Path(name).name for name in tree(made)), ".1.0.0.job.new"}
+    assert before.count("board.zip") == before.count("recipe.yaml") == 2  # those for local deployments, too
+    # The names in each folder, once they are there; the version's at last.
+    for seen in ((places[1].parent, [False, True, False]), (places[2].parent, [False, True, True])):
+        assert seen in flushed
+    assert flushed[-1] == (places[0].parent, [True, True, True])
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_version_that_appears_meanwhile(tmp_path, made, monkeypatch, kind):
-    destination, real = LocalFolder(tmp_path / "out"), destinations._copy
+    destination, real = LocalFolder(tmp_path / "out"), files.copy
     place = tmp_path / "out" / "board" / "1.0.0"
 
     def copy(source: Path, target: Path) -> None:
@@ -187,7 +212,7 @@ def test_a_version_that_appears_meanwhile(tmp_path, made, monkeypatch, kind):
         elif target.name.startswith("."):
             place.touch()
 
-    monkeypatch.setattr(destinations, "_copy", copy)
+    monkeypatch.setattr(files, "copy", copy)
     with pytest.raises(PackagingRefused, match="exists already"):
         destination.publish(made, "board", "1.0.0", "job")
     assert set(tree(tmp_path / "out")) == {
@@ -202,7 +227,7 @@ def test_an_interrupted_copy_is_removed(tmp_path, made, monkeypatch):
         (target / "begun").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(destinations, "_copy", copy)
+    monkeypatch.setattr(files, "copy", copy)
     with pytest.raises(KeyboardInterrupt):
         LocalFolder(tmp_path / "out").publish(made, "board", "1.0.0", "job")
     assert tree(tmp_path / "out") == {}
@@ -251,6 +276,178 @@ def test_clearing_a_folder(tmp_path, made):
         with pytest.raises(PackagingRefused, match="not what a packaging job leaves"):
             destinations.clear(str(path))
         assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["recipes", "artifacts"])
+def test_a_component_that_is_called_like_our_own_folders(tmp_path, made, name):
+    destination = LocalFolder(tmp_path / "out")
+    for call in (destination.taken, lambda *asked: destination.publish(made, *asked, "job")):
+        with pytest.raises(PackagingRefused, match=f"Component '{name}' cannot .* for local deployments; give another"):
+            call(name, "1.0.0")
+    assert tree(tmp_path) == {"made": None, **{f"made/{one}": content for one, content in tree(made).items()}}
+
+
+def test_without_a_recipe_there_is_nothing_to_deploy(tmp_path, made):
+    (made / "recipe.yaml").unlink()
+    LocalFolder(tmp_path / "out").publish(made, "board", "1.0.0", "job")
+    assert without_versions(tmp_path / "out") == {}
+    assert tree(tmp_path / "out" / "board" / "1.0.0") == tree(made)
+
+
+# A job that dies when so many of the things have come to their places: artifacts, recipe.
+DIES = """
+import os, sys
+from pathlib import Path
+from model_packager import destinations
+
+output, folder, job, moves = sys.argv[1:]
+left = int(moves)
+
+def counted(move):
+    def moving(self, target):
+        global left
+        if left == 0:
+            os._exit(9)
+        left -= 1
+        return move(self, target)
+    return moving
+
+Path.rename, Path.replace = counted(Path.rename), counted(Path.replace)
+destinations.of(output).publish(Path(folder), "board", "1.0.0", job)
+"""
+
+
+def died(output: Path, folder: Path, job: str, moves: int) -> None:
+    command = [sys.executable, "-c", DIES, str(output), str(folder), job, str(moves)]
+    assert subprocess.run(command, check=False, timeout=PATIENCE).returncode == 9
+
+
+@pytest.fixture
+def another(made, tmp_path) -> Path:
+    """What another job has made of the same version: other content, and an artifact of another name."""
+    folder = tmp_path / "another"
+    folder.mkdir()
+    for name in ("crate.zip", "register.sh", "recipe.yaml", "recipe.json"):
+        (folder / name).write_text("another")
+    return folder
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_what_a_dead_job_had_put_into_place_is_replaced(tmp_path, made, another, moves):
+    output = tmp_path / "out"
+    died(output, another, "dead", moves)
+    destination = LocalFolder(output)
+    there = {name for name in without_versions(output) if name.endswith((".zip", ".yaml"))}
+    assert there == {
+        *["artifacts/board/1.0.0/crate.zip"][:moves],
+        *["recipes/board-1.0.0.yaml"][: moves - 1 if moves else 0],
+    }
+    assert not destination.taken("board", "1.0.0")
+    destination.publish(made, "board", "1.0.0", "next")
+    assert without_versions(output) == deployed()
+    # Whoever clears up after the dead one at last finds the version there, and leaves it what is its own.
+    destinations.clear(destination.partial("board", "1.0.0", "dead"))
+    assert without_versions(output) == deployed()
+    assert {path.name for path in (output / "board").iterdir()} == {"1.0.0"}
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_what_a_dead_job_had_put_into_place_is_removed(tmp_path, made, another, moves):
+    output = tmp_path / "out"
+    destination = LocalFolder(output)
+    destination.publish(made, "board", "2.0.0", "job")
+    before = tree(output)
+    died(output, another, "dead", moves)
+    assert tree(output) != before
+    destinations.clear(destination.partial("board", "1.0.0", "dead"))
+    assert tree(output) == before
+    # There nothing had been begun, or everything was done.
+    destinations.clear(destination.partial("board", "2.0.0", "job"))
+    destinations.clear(destination.partial("board", "2.0.0", "another"))
+    assert tree(output) == before
+
+
+def test_a_job_that_fails_at_the_last_step_leaves_nothing(tmp_path, made, monkeypatch):
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if target.name == "1.0.0" and target.parent == tmp_path / "out" / "board":
+            assert without_versions(tmp_path / "out") == deployed()
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(PackagingRefused, match="cannot be written: No space left on device"):
+        LocalFolder(tmp_path / "out").publish(made, "board", "1.0.0", "job")
+    assert tree(tmp_path / "out") == {}
+
+
+AT_ONCE = """
+import sys
+from pathlib import Path
+from model_packager import destinations, deployments
+from model_packager.errors import PackagingRefused
+
+output, folder, job = sys.argv[1:]
+real = deployments.prepare
+
+def prepare(*asked):
+    real(*asked)
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+deployments.prepare = prepare
+try:
+    destinations.of(output).publish(Path(folder), "board", "1.0.0", job)
+except PackagingRefused as error:
+    sys.exit(str(error))
+"""
+
+
+@contextlib.contextmanager
+def copied(output: Path, folder: Path, job: str) -> Iterator[subprocess.Popen]:
+    """Let a job copy everything, and put it into place only when it gets a line; it is killed in the end."""
+    command = [sys.executable, "-c", AT_ONCE, str(output), str(folder), job]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_jobs_that_publish_one_version_at_once(tmp_path):
+    """Each has copied everything before one of them puts it into place: what is there is all of one job."""
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number in range(4):
+            folder = tmp_path / f"made-{number}"
+            folder.mkdir()
+            for name in ("board.zip", "register.sh", "recipe.yaml", "recipe.json"):
+                (folder / name).write_text(f"job {number}")
+            processes.append(stack.enter_context(copied(tmp_path / "out", folder, f"job-{number}")))
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        ended = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    (winner,) = [number for number, process in enumerate(processes) if process.returncode == 0]
+    assert all("exists already" in said for number, said in enumerate(ended) if number != winner), ended
+    assert {path.name for path in (tmp_path / "out" / "board").iterdir()} == {"1.0.0"}
+    assert (tmp_path / "out" / "board" / "1.0.0" / "board.zip").read_text() == f"job {winner}"
+    assert without_versions(tmp_path / "out") == deployed(says=f"job {winner}")
+
+
+def test_nobody_puts_anything_into_place_while_another_does(tmp_path, made):
+    output = tmp_path / "out"
+    with copied(output, made, "job") as process:
+        with LocalFolder(output)._alone():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            until(lambda: f"-> FLOCK  ADVISORY  WRITE {process.pid} " in Path("/proc/locks").read_text(), "it waits")
+            assert without_versions(output) == {}
+        assert process.wait(timeout=PATIENCE) == 0
+    assert without_versions(output) == deployed()
 
 
 @dataclasses.dataclass
@@ -319,7 +516,10 @@ def s3(server) -> Server:
 
 
 JOURNAL = "factory/board/.1.0.0.job.new"
-PUBLISHED = [f"factory/board/1.0.0/{name}" for name in ("board.zip", "job.json", "recipe.json", "recipe.yaml")]
+# In the order of uploading.
+PUBLISHED = [
+    f"factory/board/1.0.0/{name}" for name in ("board.zip", "job.json", "register.sh", "recipe.json", "recipe.yaml")
+]
 
 
 @pytest.fixture
@@ -330,7 +530,7 @@ def destination(s3) -> S3Prefix:
 def test_a_version_in_a_bucket(s3, destination, made):
     assert not destination.taken("board", "1.0.0")
     assert destination.publish(made, "board", "1.0.0", "job") == "s3://models/factory/board/1.0.0"
-    assert s3.listed() == PUBLISHED
+    assert s3.listed() == sorted(PUBLISHED)
     assert s3.client.get_object(Bucket="models", Key=PUBLISHED[0])["Body"].read() == b"board.zip"
     changed = [s3.client.head_object(Bucket="models", Key=key)["LastModified"] for key in PUBLISHED]
     assert changed == sorted(changed)
@@ -338,14 +538,14 @@ def test_a_version_in_a_bucket(s3, destination, made):
     assert not destination.taken("board", "1.0")
     with pytest.raises(PackagingRefused, match="version 1.0.0 exists already in s3://models/factory; give another"):
         destination.publish(made, "board", "1.0.0", "another")
-    assert s3.listed() == PUBLISHED
+    assert s3.listed() == sorted(PUBLISHED)
 
 
 def test_a_bucket_without_a_prefix(s3, made):
     destination = S3Prefix("models", "")
     assert destination.partial("board", "1.0.0", "job") == "s3://models/board/.1.0.0.job.new"
     destination.publish(made, "board", "1.0.0", "job")
-    assert s3.listed() == [key.removeprefix("factory/") for key in PUBLISHED]
+    assert s3.listed() == sorted(key.removeprefix("factory/") for key in PUBLISHED)
 
 
 def test_the_recipe_comes_last_and_a_failure_in_the_middle_leaves_nothing(s3, destination, made):

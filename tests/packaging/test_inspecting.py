@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import block, device
-from model_packager import destinations, inspecting, packaging, writing
+from model_packager import component, destinations, inspecting, packaging, writing
 from model_packager.errors import PackagingRefused
 from model_packager.inspecting import inspect, verify
 from support import packages as made
@@ -130,7 +130,7 @@ class TestInspect:
         ):
             archive = tmp_path / path
             archive.parent.mkdir(parents=True, exist_ok=True)
-            packaging.zip_folder(field, archive)
+            component.zip_folder(field, archive)
             told = inspect(archive)
             assert (told["component"], told["version"]) == name
             archive.unlink()
@@ -181,12 +181,49 @@ class TestVerify:
     def test_a_zip(self, version):
         assert verify(zip_of(version), any_target=False, load=False).bad == ()
 
+    def test_recipes_are_linted_where_a_job_put_them(self, version, tmp_path):
+        place = tmp_path / "7.0.0"
+        shutil.copytree(version, place)
+        for name in ("recipe.yaml", "recipe.json"):
+            (place / name).write_text((place / name).read_text().replace("SOFT", "HARD"))
+        (place / package_of(version).name / MODEL).unlink()
+        for path in (place, place / package_of(version).name):
+            found = verify(path, any_target=False, load=False)
+            # A package that is refused is no reason to keep silent on its recipes.
+            assert (found.good, len(found.bad)) == ((), 3)
+            assert found.bad[0] == "mochi/model.onnx is missing."
+            assert [one.partition(",")[0] for one in found.bad[1:]] == ["recipe.yaml", "recipe.json"]
+        found = verify(place / zip_of(version).name, any_target=False, load=False)
+        assert (len(found.good), len(found.bad)) == (1, 2)
+        (place / "recipe.yaml").unlink()
+        assert len(verify(place / zip_of(version).name, any_target=False, load=False).bad) == 1
+
+    def test_what_else_is_called_a_recipe_is_not_linted(self, field, tmp_path):
+        place = tmp_path / "board"
+        shutil.copytree(field, place / "component")
+        (place / "recipe.yaml").write_text("Flour: 500 g\n")
+        component.zip_folder(field, place / "board.zip")
+        for path in (place, place / "component", place / "board.zip"):
+            assert verify(path, any_target=False, load=False).bad == ()
+
+    def test_a_recipe_that_cannot_be_read(self, version, tmp_path, monkeypatch):
+        real = Path.open
+
+        def no_recipe(self: Path, *how):
+            if self.name == "recipe.json":
+                raise PermissionError(13, "Permission denied")
+            return real(self, *how)
+
+        monkeypatch.setattr(Path, "open", no_recipe)
+        found = verify(version, any_target=False, load=False)
+        assert found.bad == ("recipe.json cannot be read: Permission denied.",)
+
     @pytest.mark.parametrize("file", ["manifest.json", MODEL])
     @pytest.mark.parametrize("packed", [False, True])
     def test_damage_is_found_and_the_file_named(self, version, tmp_path, file, packed):
         path = damaged(version, tmp_path, file)
         if packed:
-            packaging.zip_folder(path, tmp_path / "board.zip")
+            component.zip_folder(path, tmp_path / "board.zip")
             path = tmp_path / "board.zip"
         for any_target in (False, True):
             found = verify(path, any_target=any_target, load=not any_target)

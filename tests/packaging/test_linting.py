@@ -83,6 +83,15 @@ Lifecycle:
 
 
 def model_recipe(uri: str = "s3://factory/com.example.Boards-3.0.0.zip", **changes: str) -> dict:
+    """Return the recipe of a model's component that registers nothing."""
+    made = registering_recipe(uri, **changes)
+    manifest = made["Manifests"][0]
+    manifest["Lifecycle"] = {"install": "exit 0"}
+    manifest["Artifacts"] = manifest["Artifacts"][:1]
+    return made
+
+
+def registering_recipe(uri: str = "s3://factory/com.example.Boards-3.0.0.zip", **changes: str) -> dict:
     """Return the recipe that the packager writes for a model."""
     flags = {
         "project_name": "boards",
@@ -92,7 +101,9 @@ def model_recipe(uri: str = "s3://factory/com.example.Boards-3.0.0.zip", **chang
         "target_platform": "os=LINUX,arch=X86_64",
         **changes,
     }
-    return recipes.recipe(from_flags(**flags), uri, hashlib.sha256(b"the zip").digest())
+    digest = hashlib.sha256(b"a file").digest()
+    script = recipes.Artifact(f"{uri.rpartition('/')[0]}/{recipes.SCRIPT.name}", digest)
+    return recipes.recipe(from_flags(**flags), recipes.Artifact(uri, digest), script)
 
 
 MODEL, MODEL_JSON = recipes.as_yaml(model_recipe()), recipes.as_json(model_recipe())
@@ -758,6 +769,13 @@ class TestManifests:
         recipe = changed()
         recipe["Manifests"][0]["Artifacts"][0]["Digest"] = digest
         assert rules(recipe) == ["digest"]
+
+    @pytest.mark.parametrize("artifact", [0, 1])
+    def test_whoever_registers_a_model_lets_the_agent_read_it(self, artifact):
+        recipe = registering_recipe()
+        assert rules(recipe) == []
+        del recipe["Manifests"][0]["Artifacts"][artifact]["Permission"]
+        assert rules(recipe) == ["model-permission"]
 
     def test_zips(self):
         recipe = model_recipe()

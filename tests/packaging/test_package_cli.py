@@ -118,14 +118,21 @@ class TestStart:
             f"board/7.0.0/{stem}/manifest.json",
             f"board/7.0.0/{stem}/mochi/model.onnx",
             f"board/7.0.0/{stem}.zip",
+            "board/7.0.0/register.sh",
             "board/7.0.0/job.json",
             "board/7.0.0/recipe.json",
             "board/7.0.0/recipe.yaml",
+            "artifacts/board/7.0.0",
+            f"artifacts/board/7.0.0/{stem}.zip",
+            "artifacts/board/7.0.0/register.sh",
+            "recipes/board-7.0.0.yaml",
         }
 
     def test_the_output_is_a_models_folder_as_it_is(self, first, field):
         shell, _ = first
         with serving(shell.folder / "out") as agent, EdgeAgentClient(str(agent.socket)) as client:
+            # What is there for local deployments holds the model a second time, as a zip, which is no package.
+            assert [one.name for one in client.list_models()] == ["board"]
             assert client.start_and_wait("board").status_message == ""
             pixels = picture(64, 64)
             result = client.detect("board", pixels)
@@ -331,6 +338,11 @@ BAD: dict[str, tuple[dict[str, str | None], list[str], str]] = {
     "model version": ({"model_version": "0"}, [], "--model-version is '0'; it must be a number from 1 on"),
     "no component": ({"component_name": None}, [], "--component-name is missing"),
     "component": ({"component_name": "a/b"}, [], "--component-name is 'a/b'"),
+    "a folder of the output": (
+        {"component_name": "recipes"},
+        [],
+        "Component 'recipes' cannot have a folder of its own in",
+    ),
     "the agent's own": ({"component_name": "aws.iot.lookoutvision.EdgeAgent"}, [], "that one is the agent's own"),
     "component version": ({"component_version": "1.0"}, [], "--component-version is '1.0'; it must be three numbers"),
     "component description": ({"component_description": "<b>"}, [], "--component-description is '<b>'"),
@@ -466,7 +478,35 @@ class TestVerifyAndInspect:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines()[0] == "ok   board 7.0.0: manifest.json and 1 file are as they were written."
         assert done.stdout.splitlines()[1].startswith("ok   It loads and runs: ")
+        assert done.stdout.splitlines()[2:] == [
+            "ok   recipe.yaml has nothing that a nucleus would refuse or ignore.",
+            "ok   recipe.json has nothing that a nucleus would refuse or ignore.",
+        ]
         assert shell.json("inspect", path)["component"] == "board"
+
+    @pytest.mark.parametrize("what", ["folder", "version folder", "zip"])
+    def test_a_fault_in_a_recipe(self, first, shell, what):
+        package = package_of(first[0])
+        version = shell.folder / "7.0.0"
+        shutil.copytree(package.parent, version)
+        path = {"folder": version / package.name, "version folder": version, "zip": version / f"{package.name}.zip"}[
+            what
+        ]
+        recipe = version / "recipe.yaml"
+        recipe.write_text(recipe.read_text().replace("Timeout:", "timeout:").replace("SOFT", "HARD"))
+        done = shell.run("verify", path)
+        assert done.returncode == 1
+        assert [line.partition(" ")[0] for line in done.stdout.splitlines()] == ["ok", "ok", "ok"]
+        hard, lower = done.stderr.splitlines()
+        assert re.match(r"FAIL recipe.yaml, line \d+, .*DependencyType: .* write SOFT\.$", hard), hard
+        assert re.match(r"FAIL recipe.yaml, line \d+, .*startup.* write `Timeout`\.$", lower), lower
+        told = json.loads(shell.run("verify", path, "--json").stdout)
+        assert (told["ok"], [f"FAIL {one}" for one in told["bad"]]) == (False, [hard, lower])
+        # What only works by luck is no reason to fail.
+        recipe.write_text(f"\ufeff{(version / 'recipe.json').read_text()}")
+        done = shell.run("verify", path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "note recipe.yaml, line 1: The file begins with a byte order mark; save it without one." in done.stdout
 
     def test_what_inspect_tells(self, first):
         shell, _ = first

@@ -1,5 +1,6 @@
 """Packaging jobs: from each kind of source to a component that judges like it, the same bytes every time, or nothing."""
 
+import base64
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import helper, numpy_helper
 from PIL import Image
 
@@ -23,6 +25,7 @@ from edge_agent.jobs import SessionOptions
 from edge_agent.manifest import Manifest
 from edge_agent.pipeline import Pipeline
 from model_packager import destinations, fusing, measuring, optimising, packaging, torchscript
+from model_packager import recipe as recipes
 from model_packager.errors import PackagingRefused
 from model_packager.network import Conventions
 from support import networks, packages, shared
@@ -98,7 +101,8 @@ def test_what_a_job_writes(tmp_path):
     (folder,) = (path for path in files.values() if path.is_dir())
     data = (folder / "manifest.json").read_bytes()
     assert folder.name == f"{hashlib.sha256(data).hexdigest()[:12]}_greengrass_model_component"
-    assert sorted(files) == sorted([folder.name, f"{folder.name}.zip", "job.json", "recipe.json", "recipe.yaml"])
+    names = [folder.name, f"{folder.name}.zip", "register.sh", "job.json", "recipe.json", "recipe.yaml"]
+    assert sorted(files) == sorted(names)
     with zipfile.ZipFile(files[f"{folder.name}.zip"]) as archive:
         assert sorted(archive.namelist()) == ["manifest.json", "mochi/model.onnx"]
         assert archive.read("manifest.json") == data
@@ -129,7 +133,19 @@ def test_what_a_job_writes(tmp_path):
     record = json.loads(files["job.json"].read_text())
     assert (record["Status"], record["Result"]["Sha256"], record["JobName"]) == ("SUCCEEDED", archive_digest, "job")
     recipe = json.loads(files["recipe.json"].read_text())
-    assert recipe["Manifests"][0]["Artifacts"][0]["Uri"].endswith(f"/board/1.0.0/{folder.name}.zip")
+    # What the recipe asks for is there, under these names and with these digests.
+    for artifact, name in zip(recipe["Manifests"][0]["Artifacts"], names[1:3], strict=True):
+        assert artifact["Uri"] == f"s3://BUCKET_NAME/board/1.0.0/{name}"
+        assert base64.b64decode(artifact["Digest"]) == hashlib.sha256(files[name].read_bytes()).digest()
+    assert f' "board" "1.0.0" "{folder.name}.zip" ' in recipe["Manifests"][0]["Lifecycle"]["startup"]["Script"]
+    assert files["register.sh"].read_bytes() == recipes.SCRIPT.read_bytes()
+    assert yaml.safe_load(files["recipe.yaml"].read_text()) == recipe
+    # What a local deployment is given, without a twin of the recipe.
+    artifacts = tmp_path / "out/artifacts/board/1.0.0"
+    assert sorted(path.name for path in artifacts.iterdir()) == sorted(names[1:3])
+    assert all((artifacts / name).read_bytes() == files[name].read_bytes() for name in names[1:3])
+    assert [path.name for path in (tmp_path / "out/recipes").iterdir()] == ["board-1.0.0.yaml"]
+    assert (tmp_path / "out/recipes/board-1.0.0.yaml").read_bytes() == files["recipe.yaml"].read_bytes()
     manifest, _ = judge_of(tmp_path / "out")
     assert [one.hex_color for one in manifest.classes] == ["#FFFFFF", "#FF2EDC"]
     assert {key: value for key, value in content.items() if key not in {"package", "runtime", "runtime_artifact"}} == (
@@ -419,7 +435,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, precision):
     options = {"precision": precision, "images": str(images), **WIDE}
     networks.package(source, tmp_path / "work", tmp_path / "out", **options)
     expected = bytes_of(tmp_path / "out")
-    assert len(expected) == 5
+    assert len(expected) == 9
     (tmp_path / "a").rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/source").rename(tmp_path / "elsewhere/model of line 7")
     for path in (tmp_path / "elsewhere").rglob("*"):
@@ -487,7 +503,7 @@ def test_nothing_is_left_beside_the_work(tmp_path):
     networks.package(source, tmp_path / "work", tmp_path / "out", precision="int8", images=images, **WIDE)
     after = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert {name.partition("/")[0] for name in after - before} == {"work", "out"}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["board"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"board", "recipes", "artifacts"}
     assert [path.name for path in (tmp_path / "out/board").iterdir()] == ["1.0.0"]
 
 
@@ -627,7 +643,7 @@ def test_relative_paths(tmp_path, monkeypatch):
     images_of(tmp_path / "images", networks.pictures(2))
     monkeypatch.chdir(tmp_path)
     networks.package(Path("source"), Path("work"), Path("out"), images="images")
-    assert len(published(tmp_path / "out")) == 5
+    assert len(published(tmp_path / "out")) == 6
 
 
 def test_relative_paths_to_the_process_that_converts(tmp_path, monkeypatch):

@@ -316,7 +316,10 @@ def inspect(path: Path, nodes: bool, as_json: bool) -> None:
 @click.option("--any-target", is_flag=True, help="Pass packages for other devices, too; they are not loaded.")
 @_as_json
 def verify(path: Path, any_target: bool, as_json: bool) -> None:
-    """Check a package as the agent would on this device: files, digests, target, and a first run."""
+    """Check a package as the agent would on this device: files, digests, target, and a first run.
+
+    The recipes that a packaging job wrote beside it are linted, too.
+    """
     with _imported(), _refused(1):
         from model_packager import inspecting
 
