@@ -134,6 +134,12 @@ class Models:
             except EdgeAgentError as error:
                 logger.warning("%s is to be started, but: %s", shown(name), error)
 
+    def fall_silent(self) -> None:
+        """Acknowledge no registration any more, nor start what is new: calls are about to be refused."""
+        self._serving = False
+        if self._scanning.acquire(timeout=SCAN_PATIENCE / 2):  # what is being said is said before this returns
+            self._scanning.release()
+
     def close(self) -> None:
         """End every worker at once; what was running is still remembered."""
         self._ended.set()

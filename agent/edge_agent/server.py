@@ -150,6 +150,7 @@ class Agent:
         readiness.tell()
         self._ending.wait()
         logger.info("Ending: accepted calls have %g s to finish.", self._settings.drain_timeout)
+        models.fall_silent()
         served.release()
         # Calls that do not finish in time get an answer, too: their workers are ended before gRPC cuts them off.
         ended = server.stop(self._settings.drain_timeout + CUT_OFF_PATIENCE)
