@@ -30,6 +30,7 @@ from pydantic_settings import (
 
 from edge_agent import address
 from edge_agent.errors import AgentRefused, printable
+from edge_agent.log import LogSettings
 from edge_agent.packages import Rules
 
 PREFIX = "EDGE_AGENT_"
@@ -183,6 +184,14 @@ class Settings(BaseSettings):
         "info", description="Least severe log line written."
     )
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on stdout.")
+    log_file: Path | None = Field(
+        None, description="File that log lines are also written to; at its size it is renamed to `<file>.1`."
+    )
+    log_file_size: ByteSize = Field(
+        ByteSize(10 << 20),
+        gt=0,
+        description="Bytes after which the log file is renamed; there are never more than two.",
+    )
     model_settings: dict[str, ModelSettings] = Field(
         {},
         description="Settings of single models by name: threads, spinning, queue_limit, call_timeout, memory, memory_limit.",
@@ -210,7 +219,7 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("models", "registry_roots", "registry", "scan", "state_dir", mode="before")
+    @field_validator("models", "registry_roots", "registry", "scan", "state_dir", "log_file", mode="before")
     @classmethod
     def _folders_have_names(cls, value: object) -> object:
         if value == "" or (isinstance(value, list | tuple) and "" in value):
@@ -239,6 +248,11 @@ class Settings(BaseSettings):
         """The folders below which registered packages must be."""
         root = _greengrass_root(self.registry) if self.registry else None
         return self.registry_roots or ((root / "packages",) if root else ())
+
+    @property
+    def log_as(self) -> LogSettings:
+        """How log lines are written."""
+        return LogSettings(self.log_level, self.log_format, self.log_file, int(self.log_file_size))
 
     def of_model(self, name: str, key: str) -> Any:
         """Return a model's own value of `key`, or the agent's."""

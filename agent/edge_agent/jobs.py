@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 
 from edge_agent.bitmaps import Image, Segment
 from edge_agent.errors import EdgeAgentError
+from edge_agent.log import LogSettings
 from edge_agent.packages import Found
 
 # How the agent tells a worker which job to end: its number, counted from 1.
@@ -83,12 +84,12 @@ class Failure:
     text: str
 
 
-def work(pipe: Connection, found: Found, options: SessionOptions, log_as: tuple[str, str]) -> None:
+def work(pipe: Connection, found: Found, options: SessionOptions, log_as: LogSettings) -> None:
     """Be the worker process: the entry point that the agent names without importing what it runs.
 
-    `log_as` is the level and the form of its log lines.
+    `log_as` is how its log lines are written.
     """
     from edge_agent import log, worker
 
-    log.set_up(*log_as)
+    log.set_up(log_as, own=False)
     worker.main(pipe, found, options)

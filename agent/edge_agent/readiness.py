@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent import futures
 
-from edge_agent.errors import shown
+from edge_agent.errors import extra, shown
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ NUCLEUS_PATIENCE = 10.0
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 FAILED = "The Greengrass nucleus could not be told that the agent is RUNNING (%s): %s."
 NO_SDK = (
-    "The Greengrass nucleus cannot be told that the agent is RUNNING, since the AWS IoT Device SDK cannot be imported (%s): %s. "
-    "Install it with the extra `greengrass`, as in pip install 'vision-edge-agent[greengrass]'."
+    "The Greengrass nucleus cannot be told that the agent is RUNNING, since the AWS IoT Device SDK cannot be imported (%s): %s; "
+    f"{extra('greengrass')}."
 )
 CONSEQUENCE = "the Java nucleus lets the start of this component time out, and starts it again"
 

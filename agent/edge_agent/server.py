@@ -89,7 +89,7 @@ class Agent:
         settings = self._settings
         if os.geteuid() == 0 and not settings.allow_root:
             raise AgentRefused(REFUSES_ROOT)
-        log.set_up(settings.log_level, settings.log_format)
+        log.set_up(settings.log_as)
         self._ending.listen()
         folder = state.StateFolder(state.folder(settings.state_dir), settings.socket_path)
         served = ServedSocket(settings.socket_path, settings.socket_mode, settings.socket_group)
@@ -98,7 +98,7 @@ class Agent:
         try:
             served.claim()
             registry = self._registry(folder)
-            spawner = Spawner(folder.scratch(), (settings.log_level, settings.log_format))
+            spawner = Spawner(folder.scratch(), settings.log_as)
             spawner.start()
             metrics = Metrics()
             models = Models(settings, spawner, folder.running_models(), metrics, registry)
@@ -142,11 +142,11 @@ class Agent:
         server = self._build(models, metrics)
         served.bind(server.add_insecure_port)
         server.start()
+        status.keep()  # before anybody can know that there is an agent
         served.publish()
         logger.info("Serving %d models on unix://%s", len(models.all()), self._settings.socket_path)
         models.start_wanted()
         models.watch()
-        status.keep()
         readiness.tell()
         self._ending.wait()
         logger.info("Ending: accepted calls have %g s to finish.", self._settings.drain_timeout)

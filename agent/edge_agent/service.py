@@ -17,6 +17,7 @@ from edge_agent.calls import Turn
 from edge_agent.errors import Code, EdgeAgentError, InvalidArgument, InvalidName, ModelNotFound, shown
 from edge_agent.jobs import Job, Verdict
 from edge_agent.lifecycle import State
+from edge_agent.log import LIMITED
 from edge_agent.manifest import Manifest
 from edge_agent.metrics import Metrics
 from edge_agent.models import Models
@@ -189,7 +190,7 @@ def _boundary(
         except EdgeAgentError as error:
             code, details, reason = error.code, str(error), error.reason
         except Exception:
-            logger.exception("request %s %s %s failed unexpectedly", request_id, rpc, shown(name))
+            logger.exception("request %s %s %s failed unexpectedly", request_id, rpc, shown(name), extra=LIMITED)
             code, reason = Code.INTERNAL, EdgeAgentError.reason
             details = f"Internal error; the agent's log has the cause under request {request_id}."
         else:

@@ -18,6 +18,7 @@ from pathlib import Path
 from edge_agent import bitmaps
 from edge_agent.errors import InferenceFailed, PackageRefused
 from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions, work
+from edge_agent.log import LogSettings
 from edge_agent.packages import Found
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,10 @@ class WorkerDied(Exception):
 class Spawner:
     """The forkserver that all workers come from; it is started before any thread and any gRPC."""
 
-    def __init__(self, folder: Path, log_as: tuple[str, str]) -> None:
+    def __init__(self, folder: Path, log_as: LogSettings) -> None:
         """Keep the forkserver's own socket in `folder`, where it is found and cleared after a crash.
 
-        `log_as` is the level and the form of the workers' log lines.
+        `log_as` is how the workers' log lines are written.
         """
         self._log_as = log_as
         self._context = multiprocessing.get_context("forkserver")
@@ -101,15 +102,13 @@ class Worker:
         self._lock = threading.Lock()
         self._hung = False
         self._jobs = 0
-        self._inbox, self._outbox = _memory_file("inbox"), _memory_file("outbox")
-        told, self._tell = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._tell, False)
-        try:
+        with contextlib.ExitStack() as opened:
+            self._inbox = _kept(opened, _memory_file("inbox"))
+            self._outbox = _kept(opened, _memory_file("outbox"))
+            told, self._tell = (_kept(opened, fd) for fd in os.pipe2(os.O_CLOEXEC))
+            os.set_blocking(self._tell, False)
             self._process, self._pipe = spawner.spawn(found, options)
-        except BaseException:
-            os.close(told)
-            self._close()
-            raise
+            opened.pop_all()
         # Made once: `Connection.poll` makes and registers a selector for each call.
         self._poller = select.poll()
         self._poller.register(self._pipe.fileno(), select.POLLIN)
@@ -247,6 +246,12 @@ class Worker:
             self._cause = self._cause or _how_it_ended(self._process.exitcode)
             self._dead.set()
             self._process.close()
+
+
+def _kept(opened: contextlib.ExitStack, fd: int) -> int:
+    """Return a descriptor that is closed with `opened`."""
+    opened.callback(os.close, fd)
+    return fd
 
 
 def _memory_file(name: str) -> int:

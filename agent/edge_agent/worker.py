@@ -18,6 +18,7 @@ from edge_agent import backends, bitmaps, graphs, packages
 from edge_agent.bitmaps import Image, MaskTarget
 from edge_agent.errors import EdgeAgentError, InferenceFailed, InferenceHung, PackageRefused
 from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions
+from edge_agent.log import LIMITED
 from edge_agent.packages import Found
 from edge_agent.pipeline import Pipeline
 
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 # Where memory runs out, the kernel is to end a model and not the agent, or what else runs on the device: proc(5).
 OOM_SCORE = 500
+# What a thread reserves of the address space and hardly touches: its stack, and a heap of its own of glibc's malloc.
+THREAD_SPACE = 72 << 20
+# Those besides the runtime's: one of ours, and one for a heap that is twice as large until it has been aligned.
+OTHER_THREADS = 2
 
 
 def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
@@ -33,8 +38,10 @@ def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     try:
         inbox, outbox, told = (reduction.recv_handle(pipe) for _ in range(3))
-        limit_memory(options.memory_limit)
-        worker = _load(found, options, inbox, outbox)
+        # Before the limit: they are the agent's memory, and not the model's.
+        frames = _map(inbox, mmap.PROT_READ), _map(outbox, mmap.PROT_READ | mmap.PROT_WRITE)
+        limit_memory(options.memory_limit, options.threads or os.cpu_count() or 1)
+        worker = _load(found, options, *frames)
         if isinstance(worker, Refused):
             pipe.send(worker)
             return
@@ -46,29 +53,39 @@ def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
         return  # the agent is gone
 
 
-def limit_memory(limit: int) -> None:
-    """Let this process take `limit` more bytes of address space than it has, 0 for any; no core file is written.
+def limit_memory(limit: int, threads: int) -> None:
+    """Let this process take `limit` more bytes than it has, 0 for any; no core file is written.
 
-    A model that takes more fails by itself, and not whatever the kernel would end to make room.
+    A model that takes more fails by itself, and not whatever the kernel would end to make room. What is limited is the
+    address space; what the runtime's `threads` reserve of it comes on top, for a runtime that cannot start its threads
+    waits for them for ever.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     if limit:
-        most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + limit
+        has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        most = has + limit + (threads + OTHER_THREADS) * THREAD_SPACE
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         if hard == resource.RLIM_INFINITY or most < hard:
             resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
-def _load(found: Found, options: SessionOptions, inbox: int, outbox: int) -> "_Worker | Refused":
+def _map(fd: int, protection: int) -> NDArray[np.uint8]:
+    """Return the memory that is shared with the agent, as large as the largest image."""
+    return np.frombuffer(mmap.mmap(fd, bitmaps.LARGEST_IMAGE, prot=protection), np.uint8)
+
+
+def _load(
+    found: Found, options: SessionOptions, inbox: NDArray[np.uint8], outbox: NDArray[np.uint8]
+) -> "_Worker | Refused":
     """Return the worker, its model loaded and warmed up, or why there is none."""
     try:
         return _Worker(found, options, inbox, outbox)
     except PackageRefused as refusal:
         return Refused(str(refusal))
     except MemoryError:
-        return Refused("The model does not fit into memory.")
+        return Refused("The model does not fit into memory; stop another model, or raise memory_limit if it is set.")
     except Exception:
         logger.exception("%s: the model could not be loaded", found.name)
         return Refused("The model could not be loaded; the agent's log has the cause.")
@@ -85,7 +102,9 @@ def _end_with_parent() -> None:
 class _Worker:
     """A loaded model and the memory it works in."""
 
-    def __init__(self, found: Found, options: SessionOptions, inbox: int, outbox: int) -> None:
+    def __init__(
+        self, found: Found, options: SessionOptions, inbox: NDArray[np.uint8], outbox: NDArray[np.uint8]
+    ) -> None:
         self._name = found.name
         package = found.package
         if package is None:
@@ -96,10 +115,7 @@ class _Worker:
         self.provider = session.provider
         self.pipeline = Pipeline(package.manifest, graphs.of(package.manifest, session))
         self.warm_up = self.pipeline.warm_up()
-        self._inbox: NDArray[np.uint8] = np.frombuffer(
-            mmap.mmap(inbox, bitmaps.LARGEST_IMAGE, prot=mmap.PROT_READ), np.uint8
-        )
-        self._outbox: NDArray[np.uint8] = np.frombuffer(mmap.mmap(outbox, bitmaps.LARGEST_IMAGE), np.uint8)
+        self._inbox, self._outbox = inbox, outbox
         self._frame: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._mask: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._session = session
@@ -132,12 +148,13 @@ class _Worker:
             if self._ended:
                 return Failure(InferenceHung, "The model did not answer within its call_timeout and was interrupted.")
             if isinstance(error, InferenceFailed) and error.cause:
-                logger.warning("%s: the model failed on an image: %s", self._name, error.cause)
+                logger.warning("%s: the model failed on an image: %s", self._name, error.cause, extra=LIMITED)
             return Failure(type(error), str(error))
-        except MemoryError:
+        except MemoryError as error:
+            logger.warning("%s: the model ran out of memory on an image: %s", self._name, error)
             return Failure(InferenceFailed, "The model ran out of memory on the image.")
         except Exception:  # the boundary: the cause belongs into the log, not to the caller
-            logger.exception("%s: the model failed on an image", self._name)
+            logger.exception("%s: the model failed on an image", self._name, extra=LIMITED)
             return Failure(InferenceFailed, "The model failed on the image; the agent's log has the cause.")
 
     def _do(self, job: Job) -> Answer:

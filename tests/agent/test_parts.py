@@ -240,10 +240,11 @@ def test_a_worker_whose_agent_is_gone_ends_in_silence():
     script = """
 import multiprocessing
 from edge_agent import jobs
+from edge_agent.log import LogSettings
 context = multiprocessing.get_context("fork")
 ours, theirs = context.Pipe()
 ours.close()
-worker = context.Process(target=jobs.work, args=(theirs, None, jobs.SessionOptions(), ("info", "text")), name="worker")
+worker = context.Process(target=jobs.work, args=(theirs, None, jobs.SessionOptions(), LogSettings("info", "text")), name="worker")
 worker.start()
 theirs.close()
 worker.join()

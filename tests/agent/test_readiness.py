@@ -287,7 +287,7 @@ def test_without_the_sdk_one_warning_says_what_follows_and_what_to_install(nucle
     assert done.returncode == 0
     [told] = done.stderr.splitlines()
     assert "the Java nucleus lets the start of this component time out" in told
-    assert "vision-edge-agent[greengrass]" in told
+    assert "'.[greengrass]'" in told
     assert nucleus.tokens == []
 
 
