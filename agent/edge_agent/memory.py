@@ -25,10 +25,10 @@ class MemoryLedger:
         self._lock = threading.Lock()
         self._promised: dict[str, int] = {}
 
-    def room(self) -> int:
-        """Return the bytes that are free above the reserve and not set aside."""
+    def room(self, *names: str) -> int:
+        """Return the bytes that are free above the reserve and not set aside for others than `names`."""
         with self._lock:
-            return self._room()
+            return self._room() + sum(self._promised.get(name, 0) for name in names)
 
     def admit(self, name: str, needed: int) -> None:
         """Set memory aside for a model; raise NotEnoughMemory when it is not there."""

@@ -18,7 +18,7 @@ from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
 from edge_agent.packages import Found, Signature
 from edge_agent.serving import Prepare, Serving, Starter
-from edge_agent.supervisor import Spawner, WorkerDied
+from edge_agent.supervisor import Spawner, Worker, WorkerDied
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Model:
     def _swap(self, serving: Serving, found: Found) -> None:
         reason = ""
         try:
-            self._ledger.admit(f"{self.name} {found.version}", self._memory_needed(found))
+            self._ledger.admit(self._beside(found), self._memory_needed(found))
             serving.swap(found)
         except (PackageRefused, NotEnoughMemory) as refusal:
             reason = str(refusal)
@@ -169,20 +169,35 @@ class Model:
         except Exception:
             logger.exception("%s: unexpected failure while version %s was loaded", self.name, found.version)
             reason = "The agent failed to load it; its log has the cause."
-        self._ledger.settle(f"{self.name} {found.version}")
+        self._ledger.settle(self._beside(found))
         with self._lock:
             self._swapping = False
             if self._serving is not serving:
                 return  # it was stopped meanwhile
-            self._found = serving.found
             if reason:
                 self._not_swapped = found.signature, reason
                 logger.warning("%s: version %s cannot take over: %s", self.name, found.version, reason)
-            else:
-                self._metrics.happened("swapped", self.name)
-                if self._waiting is found:
-                    self._wait_with(None)
-                logger.info("%s: version %s has taken over", self.name, found.version)
+            elif serving.found is found:  # else it is being stopped
+                self._taken_over(found)
+
+    def _followed(self, serving: Serving, found: Found) -> None:
+        """Take note that a package was started in the place of the one before, whose files are gone."""
+        with self._lock:
+            if self._serving is serving:
+                self._taken_over(found)
+
+    def _taken_over(self, found: Found) -> None:
+        """Take note that another package judges the calls by now; the lock must be held."""
+        self._found = found
+        self._metrics.happened("swapped", self.name)
+        waiting = self._waiting
+        if waiting and (waiting.folder, waiting.signature) == (found.folder, found.signature):
+            self._wait_with(None)
+        logger.info("%s: version %s has taken over", self.name, found.version)
+
+    def _beside(self, found: Found) -> str:
+        """Name the memory of a package that is loaded beside the one that runs."""
+        return f"{self.name} {found.version}"
 
     def _is_it(self, found: Found, deployed: Found) -> bool:
         """Return whether what a look found is the deployed package, be it only on disk by now.
@@ -304,7 +319,8 @@ class Model:
 
     def _options(self, found: Found) -> SessionOptions:
         of_model = self._settings.of_model
-        limit = of_model(self.name, "memory_limit") or max(self._memory_needed(found), self._ledger.room())
+        room = self._ledger.room(self.name, self._beside(found))
+        limit = of_model(self.name, "memory_limit") or max(self._memory_needed(found), room)
         return SessionOptions(of_model(self.name, "threads"), of_model(self.name, "spinning"), int(limit))
 
     def _take(self, found: Found) -> None:
@@ -328,7 +344,7 @@ class Model:
         try:
             if not settled:
                 self._wait_until_settled()
-            worker = starter.start(self._found)
+            worker = self._start_worker(starter)
         except PackageRefused as refusal:
             self._not_loaded(str(refusal))
         except WorkerDied as death:
@@ -340,7 +356,9 @@ class Model:
             self._ledger.settle(self.name)
             queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"))
             budget = RestartBudget() if self._settings.restart == "on-failure" else None
-            serving = Serving(self.name, starter, (self._found, worker), queue, budget, self._metrics, self._failed)
+            serving = Serving(
+                self.name, starter, (self._found, worker), queue, budget, self._metrics, self._failed, self._followed
+            )
             with self._lock:
                 self._serving = serving
                 self._move(State.RUNNING, f"loaded on {worker.provider}, warm-up {worker.warm_up * 1000:.1f} ms")
@@ -349,6 +367,22 @@ class Model:
             if closing:
                 serving.kill(AGENT_ENDS)
             serving.watch()
+
+    def _start_worker(self, starter: Starter) -> Worker:
+        """Start a worker for the package, or for a newer one that became known where this one cannot be loaded.
+
+        In an update the files of the one before may go while it is being loaded.
+        """
+        while True:
+            try:
+                return starter.start(self._found)
+            except PackageRefused as refusal:
+                with self._lock:
+                    following = self._waiting
+                    if following is None or following.package is None:
+                        raise
+                    logger.info("%s: version %s is loaded instead: %s", self.name, following.version, refusal)
+                    self._found, self._waiting = following, None
 
     def _failed(self, serving: Serving, reason: str) -> None:
         """Make the model FAILED: its workers died too often, or could not be replaced."""

@@ -93,11 +93,12 @@ class Serving:
         budget: RestartBudget | None,
         metrics: Metrics,
         failed: Callable[["Serving", str], None],
+        followed: Callable[["Serving", Found], None],
     ) -> None:
         """Serve with a worker that has loaded a package.
 
         `budget` says how often a dead worker is replaced, None never; `failed` is told when that is over, with what
-        callers are told.
+        operators are told, and `followed` when a dead worker was replaced by one of the package that was to follow.
         """
         self._name = name
         self._starter = starter
@@ -105,6 +106,7 @@ class Serving:
         self._budget = budget
         self._metrics = metrics
         self._failed = failed
+        self._followed = followed
         self._lock = threading.Lock()
         # Held while a worker is put in the place of another.
         self._changing = threading.Lock()
@@ -204,11 +206,11 @@ class Serving:
         self._starter.end("the model was stopped")
         if not idle:
             self._queue.close(error)
+            if worker := self._worker:  # first of all: a swap may be waiting for this very call
+                worker.kill("it was stopped in the middle of a call")
         with self._changing, self._lock:
             worker, self._worker = self._worker, None
         if worker:
-            if not idle:
-                worker.kill("it was stopped in the middle of a call")
             worker.stop()
             self._queue.wait_free(DEATH_PATIENCE)
             worker.release()
@@ -288,13 +290,24 @@ class Serving:
             if self._ended.is_set() or self._worker is not None:  # a swap came first
                 return
             try:
-                self._install(*self._start())
+                before = self._found
+                found, worker = self._start()
+                self._install(found, worker)
+                if self._found is not before:
+                    self._followed(self, found)
             except PackageRefused as refusal:
                 self._fail(str(refusal), str(refusal))
             except WorkerDied as death:
-                with self._lock:
-                    again = self._count(str(death))
-                self._follow(again, str(death))
+                self._again(str(death))
+            except Exception:  # calls wait for another one, whatever it was
+                logger.exception("%s: unexpected failure while a worker was started", self._name)
+                self._again("it could not be started; the agent's log has the cause")
+
+    def _again(self, cause: str) -> None:
+        """See to another worker after one that could not be started."""
+        with self._lock:
+            delay = self._count(cause)
+        self._follow(delay, cause)
 
     def _start(self) -> tuple[Found, Worker]:
         """Start a worker for the package, or for the one that is to follow where this one's files are gone."""

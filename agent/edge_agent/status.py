@@ -26,7 +26,8 @@ class StatusFile:
         self._thread = threading.Thread(target=self._keep, name="status", daemon=True)
 
     def keep(self) -> None:
-        """Keep the file up to date, in a thread of its own, until `close`."""
+        """Write the file, and keep it up to date in a thread of its own, until `close`."""
+        self._write()
         self._thread.start()
 
     def close(self) -> None:
@@ -38,7 +39,10 @@ class StatusFile:
 
     def _keep(self) -> None:
         while not self._ended.wait(INTERVAL):
-            self._write()
+            try:
+                self._write()
+            except Exception:
+                logger.exception("The status file cannot be written; it is tried again.")
 
     def _write(self) -> None:
         data = json.dumps(self._look()).encode() + b"\n"

@@ -20,6 +20,7 @@ class Session(Protocol):
 
         Raises:
             InferenceFailed: the runtime refused the input or failed on it, or the run was ended.
+            MemoryError: there was no memory left for it.
 
         """
 
@@ -32,7 +33,13 @@ class InterruptibleSession(Session, Protocol):
 
 
 def open_session(model: ModelFiles, options: SessionOptions) -> InterruptibleSession:
-    """Load an ONNX model with the runtime of this device; raise PackageRefused with the reason when it does not load."""
+    """Load an ONNX model with the runtime of this device.
+
+    Raises:
+        PackageRefused: it does not load, with the reason.
+        MemoryError: there is no memory for it.
+
+    """
     from edge_agent.backends import onnxruntime
 
     return onnxruntime.OrtSession(model, options)

@@ -25,6 +25,8 @@ except ImportError:  # pragma: no cover  (seen where the extra is not installed)
     ort = None
 
 ERRORS_ONLY = 3
+# How the runtime, and the system through it, say that there is no memory left.
+OUT_OF_MEMORY = re.compile("Failed to allocate memory|bad_alloc|Cannot allocate memory")
 INPUT_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
 
 
@@ -32,7 +34,7 @@ class OrtSession:
     """An ONNX model on ONNX Runtime's CPU provider."""
 
     def __init__(self, model: ModelFiles, options: SessionOptions) -> None:
-        """Load the model; raise PackageRefused with the runtime's reason when it does not load."""
+        """Load the model; raise PackageRefused with the runtime's reason when it does not load, or MemoryError."""
         if ort is None:
             raise PackageRefused(f"ONNX Runtime is not installed; {extra('cpu')}.")
         settings = ort.SessionOptions()
@@ -52,6 +54,7 @@ class OrtSession:
         try:
             self._session = ort.InferenceSession(model.graph, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  (the runtime raises many classes that share no base)
+            _check_memory(error)
             raise PackageRefused(f"ONNX Runtime cannot load the model: {_sentence(error)}") from None
         self.provider = str(self._session.get_providers()[0])
         inputs = self._session.get_inputs()
@@ -63,18 +66,31 @@ class OrtSession:
         self.input_dtype = INPUT_TYPES[inputs[0].type]
 
     def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
-        """Return the model's outputs for one input of its shape; raise InferenceFailed with the runtime's cause."""
+        """Return the model's outputs for one input of its shape.
+
+        Raises:
+            InferenceFailed: the runtime failed, with its cause.
+            MemoryError: there was no memory left for it.
+
+        """
         # New ones for each run: those of a run that was ended would end the next one, too.
         self._running = ort.RunOptions()
         try:
             return list(self._session.run(None, {self._input: tensor}, self._running))
         except Exception as error:  # noqa: BLE001
+            _check_memory(error)
             text = "The model failed on the image; the agent's log has the cause."
             raise InferenceFailed(text, cause=_sentence(error)) from None
 
     def terminate(self) -> None:
         """End the run that is under way; the runtime looks between two operators."""
         self._running.terminate = True
+
+
+def _check_memory(error: Exception) -> None:
+    """Raise MemoryError where the runtime says, in whatever class, that there is no memory left."""
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        raise MemoryError(_sentence(error)) from None
 
 
 def _sentence(error: Exception) -> str:
