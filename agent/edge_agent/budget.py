@@ -20,7 +20,7 @@ class RestartBudget:
         """`spread` returns a number between two."""
         self._spread = spread
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
-        self._in_a_row = 0
+        self._delay = FIRST_DELAY
         self._answers = 0
 
     @property
@@ -40,12 +40,11 @@ class RestartBudget:
             self._begin_anew()
         self._answers = 0
         self._deaths.append(now)
-        self._in_a_row += 1
+        delay, self._delay = self._delay, min(2 * self._delay, LONGEST_DELAY)
         if len(self._deaths) == MOST_DEATHS and now - self._deaths[0] < WINDOW:
             return None
-        delay = min(FIRST_DELAY * 2.0 ** (self._in_a_row - 1), LONGEST_DELAY)
         return min(delay * self._spread(1 - JITTER, 1 + JITTER), LONGEST_DELAY)
 
     def _begin_anew(self) -> None:
         self._deaths.clear()
-        self._in_a_row = 0
+        self._delay = FIRST_DELAY

@@ -20,7 +20,7 @@ from edge_agent.supervisor import Spawner
 
 logger = logging.getLogger(__name__)
 
-SCAN_PATIENCE = 1.0
+SCAN_PATIENCE = 0.2
 
 
 class Models:
@@ -142,8 +142,11 @@ class Models:
 
     def close(self) -> None:
         """End every worker at once; what was running is still remembered."""
-        self._ended.set()
-        self._scanning.acquire(timeout=SCAN_PATIENCE)  # a look that hangs on a dead disk must not keep the agent alive
+        if not self._ended.is_set():
+            self._ended.set()
+            self._scanning.acquire(
+                timeout=SCAN_PATIENCE
+            )  # a look that hangs on a dead disk must not keep the agent alive
         for model in self.all():
             model.close()
 

@@ -157,6 +157,7 @@ class Worker:
         if inline is not None:
             _write_all(self._inbox, inline())
         self._jobs += 1
+        self._hung = False
         try:
             self._pipe.send(job)
         except OSError:

@@ -1,12 +1,13 @@
 """The queue by itself: order, bounds, deadlines, and what happens at its end."""
 
+import contextlib
 import threading
 import time
 
 import pytest
 
 from edge_agent.calls import CallQueue, Turn
-from edge_agent.errors import CannotKeepUp, InferenceFailed
+from edge_agent.errors import CannotKeepUp, Expired, InferenceFailed
 from support.waiting import until
 
 
@@ -130,7 +131,233 @@ def test_seal_keeps_those_who_wait():
     assert queue.wait_idle(1) is True
 
 
-def test_storm():
+class TestPause:
+    """While a worker is replaced nobody gets the turn; who has it when the worker dies goes before all who wait."""
+
+    def test_holds_everybody_up_and_keeps_the_order(self):
+        queue = CallQueue("board", 20)
+        queue.pause()
+        order: list[int] = []
+
+        def call(index: int) -> None:
+            queue.enter(None, Turn())
+            order.append(index)
+            queue.leave()
+
+        threads = []
+        for index in range(20):
+            threads.append(threading.Thread(target=call, args=(index,)))
+            threads[-1].start()
+            until(lambda: waiting(queue) == index + 1, "it waits")
+        assert queue.wait_free(0) is True
+        assert queue.wait_idle(0) is False
+        assert order == []
+        queue.resume()
+        for thread in threads:
+            thread.join(30)
+        assert order == list(range(20))
+
+    def test_who_has_the_turn_keeps_it(self):
+        queue = CallQueue("board", 5)
+        queue.enter(None, Turn())
+        queue.pause()
+        outcome: list = []
+        thread = enter_in_thread(queue, outcome)
+        assert queue.wait_free(0.01) is False
+        queue.leave()
+        assert queue.wait_free(0) is True
+        assert (waiting(queue), outcome) == (1, []), "the next has to wait for the end of the pause"
+        queue.resume()
+        thread.join(30)
+        assert outcome == ["entered"]
+
+    def test_a_resume_gives_no_second_turn(self):
+        queue = CallQueue("board", 5)
+        queue.enter(None, Turn())
+        outcome: list = []
+        thread = enter_in_thread(queue, outcome)
+        queue.pause()
+        queue.resume()
+        queue.resume()
+        assert (waiting(queue), outcome) == (1, [])
+        queue.leave()
+        thread.join(30)
+        assert outcome == ["entered"]
+
+    def test_one_more_may_wait_than_the_limit(self):
+        """It would have the turn by now, were the worker there."""
+        queue = CallQueue("board", 1)
+        queue.pause()
+        outcome: list = []
+        threads = [enter_in_thread(queue, outcome) for _ in range(2)]
+        with pytest.raises(CannotKeepUp, match="1 calls waiting, its queue_limit"):
+            queue.enter(None, Turn())
+        queue.resume()
+        threads[0].join(30)
+        assert outcome == ["entered"]
+        with pytest.raises(CannotKeepUp, match="1 calls waiting"):
+            queue.enter(None, Turn())
+        queue.leave()
+        threads[1].join(30)
+        assert outcome == ["entered"] * 2
+
+    def test_a_deadline_passes_meanwhile(self):
+        queue = CallQueue("board", 5)
+        queue.pause()
+        with pytest.raises(Expired):
+            queue.enter(time.monotonic() + 0.02, Turn())
+        assert waiting(queue) == 0
+        queue.resume()
+        queue.enter(None, Turn())
+
+
+class TestAgain:
+    """The call whose job did not reach a worker that had died."""
+
+    def test_goes_on_at_once_where_nothing_is_paused(self):
+        queue = CallQueue("board", 5)
+        turn = Turn()
+        queue.enter(None, turn)
+        queue.again(None, turn)
+        assert turn.granted
+        assert queue.wait_free(0) is False
+
+    def test_waits_for_the_resume_before_all_others(self):
+        queue = CallQueue("board", 5)
+        turn, order = Turn(), []
+        queue.enter(None, turn)
+        outcome: list = []
+        others = [enter_in_thread(queue, outcome) for _ in range(2)]
+        queue.pause()
+
+        def again() -> None:
+            queue.again(None, turn)
+            order.append(list(outcome))
+            queue.leave()
+
+        thread = threading.Thread(target=again)
+        thread.start()
+        until(lambda: queue.wait_free(0), "the turn is given up")
+        assert waiting(queue) == 3
+        queue.resume()
+        thread.join(30)
+        others[0].join(30)
+        queue.leave()
+        others[1].join(30)
+        assert order == [[]], "nobody was before it"
+        assert outcome == ["entered"] * 2
+
+    def test_is_told_to_whoever_waits_until_nobody_has_the_turn(self):
+        queue = CallQueue("board", 5)
+        turn = Turn()
+        queue.enter(None, turn)
+        queue.pause()
+        free: list[bool] = []
+        waits = threading.Thread(target=lambda: free.append(queue.wait_free(30)))
+        waits.start()
+        thread = threading.Thread(target=lambda: queue.again(None, turn))
+        thread.start()
+        waits.join(30)
+        assert free == [True]
+        queue.resume()
+        thread.join(30)
+
+    @pytest.mark.parametrize("how", ["deadline", "given up before", "given up meanwhile"])
+    def test_nobody_waits_for_the_answer_any_more(self, how):
+        queue = CallQueue("board", 5)
+        turn = Turn()
+        queue.enter(None, turn)
+        queue.pause()
+        deadline = time.monotonic() + 0.02 if how == "deadline" else None
+        if how == "given up before":
+            turn.give_up()
+        outcome: list = []
+
+        def again() -> None:
+            try:
+                queue.again(deadline, turn)
+            except Expired as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=again)
+        thread.start()
+        if how == "given up meanwhile":
+            until(lambda: queue.wait_free(0), "the turn is given up")
+            turn.give_up()
+        thread.join(30)
+        assert len(outcome) == 1
+        assert not turn.granted, "so that it does not leave once more"
+        assert waiting(queue) == 0
+        queue.resume()
+        queue.enter(None, Turn())
+
+    @pytest.mark.parametrize("when", ["before", "meanwhile"])
+    def test_the_end_sends_it_away_with_its_error(self, when):
+        queue = CallQueue("board", 5)
+        turn = Turn()
+        queue.enter(None, turn)
+        queue.pause()
+        outcome: list = []
+
+        def again() -> None:
+            try:
+                queue.again(None, turn)
+            except InferenceFailed as error:
+                outcome.append(str(error))
+
+        thread = threading.Thread(target=again)
+        if when == "before":
+            queue.close(lambda: InferenceFailed("the worker died"))
+            thread.start()
+        else:
+            thread.start()
+            until(lambda: waiting(queue) == 1, "it waits")
+            queue.close(lambda: InferenceFailed("the worker died"))
+        thread.join(30)
+        assert outcome == ["the worker died"]
+        assert not turn.granted
+        assert queue.wait_idle(0) is True
+
+    def test_a_queue_that_is_only_sealed_lets_it_go_on(self):
+        """It was accepted before the model was stopped."""
+        queue = CallQueue("board", 5)
+        turn = Turn()
+        queue.enter(None, turn)
+        queue.pause()
+        queue.seal(lambda: InferenceFailed("stopping"))
+        outcome: list = []
+        thread = threading.Thread(target=lambda: outcome.append(queue.again(None, turn)))
+        thread.start()
+        until(lambda: waiting(queue) == 1, "it waits")
+        queue.resume()
+        thread.join(30)
+        assert outcome == [None]
+        assert turn.granted
+
+
+class TestWaitFree:
+    def test_is_of_the_turn_alone(self):
+        queue = CallQueue("board", 5)
+        assert queue.wait_free(0) is True
+        queue.enter(None, Turn())
+        assert queue.wait_free(0.01) is False
+        queue.leave()
+        assert queue.wait_free(0) is True
+
+    def test_wakes_up_when_the_last_one_leaves(self):
+        queue = CallQueue("board", 5)
+        queue.enter(None, Turn())
+        queue.pause()
+        free: list[bool] = []
+        thread = threading.Thread(target=lambda: free.append(queue.wait_free(30)))
+        thread.start()
+        queue.leave()
+        thread.join(10)
+        assert free == [True]
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_storm(pauses):
     """Threads with deadlines, cancellations and refusals: never two inside, nobody lost, idle at the end."""
     queue = CallQueue("board", 8)
     inside = 0
@@ -154,13 +381,20 @@ def test_storm():
                     most = max(most, inside)
                 with lock:
                     inside -= 1
-                queue.leave()
+                with contextlib.suppress(CannotKeepUp):
+                    queue.again(time.monotonic() + 0.001 * ((seed + index) % 5), turn)
+                if turn.granted:
+                    queue.leave()
             with lock:
                 done += 1
 
     threads = [threading.Thread(target=storm, args=(seed,)) for seed in range(16)]
     for thread in threads:
         thread.start()
+    while pauses and any(thread.is_alive() for thread in threads):
+        queue.pause()
+        queue.wait_free(30)
+        queue.resume()
     for thread in threads:
         thread.join(60)
     assert (done, most) == (16 * 200, 1)

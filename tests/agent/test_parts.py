@@ -57,6 +57,14 @@ class TestMemory:
         ledger.settle("a")
         ledger.admit("b", 500)
 
+    def test_what_is_set_aside_for_a_model_is_room_for_it(self):
+        ledger = MemoryLedger(reserve=100, free=lambda: 1000)
+        ledger.admit("a", 300)
+        assert ledger.room("a") == 900
+        assert ledger.room("b") == 600
+        ledger.settle("a")
+        assert ledger.room("b") == 900
+
 
 class TestLog:
     @staticmethod

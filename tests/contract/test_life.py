@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
-from support import packages
+from support import hanging, packages
 from support.agent import Agent, alive, serving
 from support.calls import INTERNAL, OK, PRECONDITION, outcome, request
 from support.users import AGENT, I_AM_ROOT, MYSELF, OTHER, agent_user
@@ -163,7 +163,7 @@ class TestWorkerKilled:
             assert outcome(agent.stub().DetectAnomalies, request("board", 64, 64, PIXELS))[0] == OK
 
     def test_death_while_loading(self, models):
-        with serving(models) as agent:
+        with serving(models, restart="never") as agent:
             forkserver = agent.forkserver()
             for _ in range(5):
                 agent.stub().StartModel(pb2.StartModelRequest(model_component="board"))
@@ -207,7 +207,7 @@ class TestAgentKilled:
             agent.close()
 
     def test_a_busy_worker_ends_with_the_agent(self, folder):
-        packages.write(folder / "models" / "slow", packages.manifest(), packages.slow(500_000))
+        hanging.package(folder / "models" / "slow", hanging.endless)
         agent = Agent(folder / "models", call_timeout=300)
         try:
             agent.start()
@@ -215,7 +215,7 @@ class TestAgentKilled:
             worker = agent.workers()[0]
             stub = agent.stub()
             before = _cpu(worker)
-            calls = [stub.DetectAnomalies.future(request("slow", 64, 64, PIXELS)) for _ in range(8)]
+            calls = [stub.DetectAnomalies.future(request("slow", 64, 64, hanging.nearly_black())) for _ in range(8)]
             until(lambda: _cpu(worker) - before > 5, "the worker is busy")
             agent.stop(signal.SIGKILL)
             assert not any(call.done() and call.exception() is None for call in calls)

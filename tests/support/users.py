@@ -10,6 +10,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import edge_agent
+import model_packager
+
 ROOT = Path(__file__).resolve().parents[2]
 I_AM_ROOT = os.geteuid() == 0
 
@@ -42,8 +45,9 @@ def code_path() -> str:
     folder = Path(tempfile.mkdtemp(prefix="edge-agent-code-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
-    shutil.copytree(ROOT / "agent" / "edge_agent", folder / "edge_agent")
-    shutil.copytree(ROOT / "packaging" / "model_packager", folder / "model_packager")
+    for package in (edge_agent, model_packager):  # those of the tests, wherever they are
+        source = Path(package.__file__).parent
+        shutil.copytree(source, folder / source.name)
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
     return str(folder)
 

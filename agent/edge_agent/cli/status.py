@@ -47,16 +47,22 @@ def _read(socket: str, state_dir: Path | None) -> dict[str, Any]:
     try:
         folder = (state_dir or state.default_folder()).absolute()
         path = state.StateFolder(folder, address.socket_path(socket)).status_file()
-        found: dict[str, Any] = json.loads(path.read_bytes())
     except (AgentRefused, ValueError) as error:
         raise click.ClickException(str(error)) from None
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        pid = found["agent"]["pid"]
     except FileNotFoundError:
         raise click.ClickException(
             f"No agent on {printable(socket)} has kept a status in {printable(str(folder))}; name its folder with --state-dir."
         ) from None
     except OSError as error:
         raise click.ClickException(f"{printable(str(path))} cannot be read: {error.strerror}.") from None
-    if not Path(f"/proc/{found['agent']['pid']}").exists():
+    except (ValueError, LookupError, TypeError):
+        raise click.ClickException(
+            f"{printable(str(path))} is damaged; an agent that serves replaces it with the next call that it answers."
+        ) from None
+    if not Path(f"/proc/{pid}").exists():
         raise click.ClickException(f"The agent on {printable(socket)} has ended.")
     return found
 
