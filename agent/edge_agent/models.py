@@ -127,12 +127,13 @@ class Models:
         The socket is served by now, so that whoever registered a model may be told.
         """
         self._serving = True
-        self._answer()
         for name in sorted(self._automatic):
             try:
                 self._start_wanted(self.get(name))
             except EdgeAgentError as error:
                 logger.warning("%s is to be started, but: %s", shown(name), error)
+        # Who is told may start a model at once, which must not meet one that is just being started.
+        self._answer()
 
     def fall_silent(self) -> None:
         """Acknowledge no registration any more, nor start what is new: calls are about to be refused."""

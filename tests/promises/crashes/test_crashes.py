@@ -156,7 +156,11 @@ def test_what_a_death_may_not_cost_is_noticed(folder, broken):
         agent.start(**(sabotaged(folder, code) if code else {}))
         for name in names:
             agent.run_model(name)
-        with load(agent, *names, callers=CALLERS) as calls, pytest.raises(AssertionError, match=noticed):
+
+        def kill_some(calls) -> None:
             ground = Range(agent, calls, names)
             for _ in range(20):  # now and then no call is under way
                 ground.kill_one(random, others)
+
+        with load(agent, *names, callers=CALLERS) as calls, pytest.raises(AssertionError, match=noticed):
+            kill_some(calls)
