@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCH_VENV := $(VENV)-torch
 
-.PHONY: test test-torch promises mutations lint demo proto lock clean
+.PHONY: test test-torch test-components promises mutations lint demo proto lock clean
 
 test: $(VENV)/.installed lint
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -28,6 +28,10 @@ test: $(VENV)/.installed lint
 # Packages from TorchScript, with a CPU build of PyTorch where pip finds one.
 test-torch: $(TORCH_VENV)/.installed
 	$(TORCH_VENV)/bin/pytest -m torch tests/torchscript $(PYTEST_ARGS)
+
+# The Greengrass components: their recipes, their scripts, and their lifecycles as each nucleus would run them.
+test-components: $(VENV)/.installed
+	$(BIN)/pytest -m components tests/greengrass tests/recipes $(PYTEST_ARGS)
 
 # Each promise with its full count of cases, one after the other; an interrupted run goes on where it was. One alone, as
 # in `make promise-C1`. Results: benchmarks/results/promises.json.

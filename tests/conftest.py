@@ -17,12 +17,24 @@ from support.agent import Agent, place
 from support.promises import FAST, FULL, Promises
 from support.users import I_AM_ROOT, agent_user
 
+HERE = Path(__file__).resolve().parent
+# The folders of tests that run Greengrass components.
+COMPONENTS = {"greengrass", "recipes"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let promise suites be run with their full counts, and their results be kept."""
     parser.addoption("--promises", choices=[FAST, FULL], default=FAST, help="how many cases promise suites run")
     parser.addoption("--promise-results", type=Path, help="file in which the results of promise suites are kept")
     parser.addoption("--seed", type=int, help="seed of promise suites, to run one again as it was")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that have a command of their own, since they take minutes."""
+    for item in items:
+        if item.path.relative_to(HERE).parts[0] in COMPONENTS:
+            item.add_marker(pytest.mark.components)
 
 
 @pytest.fixture(scope="session")
