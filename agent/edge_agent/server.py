@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from edge_agent import bitmaps, log, readiness, state
+from edge_agent.accepted import AcceptedCalls
 from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
 from edge_agent.metrics import Metrics
@@ -139,7 +140,8 @@ class Agent:
 
     def _serve(self, models: Models, served: ServedSocket, metrics: Metrics, status: StatusFile) -> None:
         models.scan()  # before the socket is there: a model that is deployed is never NOT_FOUND
-        server = self._build(models, metrics)
+        accepted = AcceptedCalls()
+        server = self._build(models, metrics, accepted)
         served.bind(server.add_insecure_port)
         server.start()
         status.keep()  # before anybody can know that there is an agent
@@ -152,14 +154,20 @@ class Agent:
         logger.info("Ending: accepted calls have %g s to finish.", self._settings.drain_timeout)
         models.fall_silent()
         served.release()
-        # Calls that do not finish in time get an answer, too: their workers are ended before gRPC cuts them off.
-        ended = server.stop(self._settings.drain_timeout + CUT_OFF_PATIENCE)
-        if not ended.wait(self._settings.drain_timeout):
+        # Not `server.stop` with its grace: gRPC closes a connection with its last call, and a client that is just writing
+        # finds that out before it has read the answer.
+        accepted.refuse()
+        if not accepted.wait(self._settings.drain_timeout):
+            # They get an answer, too: that their worker was ended.
             logger.warning("Some calls did not finish in time; their workers are ended.")
             models.close()
-            ended.wait(CUT_OFF_PATIENCE)
+        give_up = time.monotonic() + CUT_OFF_PATIENCE
+        accepted.wait(CUT_OFF_PATIENCE)
+        served.wait_until_read(give_up)
+        left = max(0.0, give_up - time.monotonic())
+        server.stop(left).wait(left)
 
-    def _build(self, models: Models, metrics: Metrics) -> "grpc.Server":
+    def _build(self, models: Models, metrics: Metrics, accepted: AcceptedCalls) -> "grpc.Server":
         import grpc
 
         from edge_agent.service import EdgeAgentService, handlers
@@ -168,6 +176,6 @@ class Agent:
         pool = futures.ThreadPoolExecutor(self._settings.max_calls + CONTROL_THREADS, thread_name_prefix="call")
         server = grpc.server(pool, options=GRPC_OPTIONS)
         server.add_generic_rpc_handlers(
-            (handlers(EdgeAgentService(models, self._settings.inline_mask_limit), metrics),)
+            (handlers(EdgeAgentService(models, self._settings.inline_mask_limit), metrics, accepted),)
         )
         return server

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from edge_agent import bitmaps
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import METHODS, SERVICE
+from edge_agent.accepted import AcceptedCalls
 from edge_agent.bitmaps import Image, Segment
 from edge_agent.calls import Turn
 from edge_agent.errors import Code, EdgeAgentError, InvalidArgument, InvalidName, ModelNotFound, shown
@@ -143,14 +144,14 @@ def describe(request: pb2.DetectAnomaliesRequest, image_size: tuple[int, int] | 
     return Job(image, mask)
 
 
-def handlers(service: EdgeAgentService, metrics: Metrics) -> grpc.GenericRpcHandler:
+def handlers(service: EdgeAgentService, metrics: Metrics, accepted: AcceptedCalls) -> grpc.GenericRpcHandler:
     """Return the service as gRPC takes it."""
     requests = itertools.count(1)
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
             rpc: grpc.unary_unary_rpc_method_handler(
-                _boundary(rpc, getattr(service, rpc), request_class, requests, metrics),
+                _boundary(rpc, getattr(service, rpc), request_class, requests, metrics, accepted),
                 # Requests are parsed within the boundary, so that bytes which are no request get a clear answer; in a
                 # list, so that they can be let go of there while gRPC still holds the list.
                 request_deserializer=lambda data: [data],
@@ -167,10 +168,14 @@ def _boundary(
     request_class: Any,
     requests: "itertools.count[int]",
     metrics: Metrics,
+    accepted: AcceptedCalls,
 ) -> Callable[[list[bytes], grpc.ServicerContext], Message]:
     """Wrap a call: every error becomes a documented code with a sentence, anything unknown INTERNAL with a request id."""
 
     def guarded(received: list[bytes], context: grpc.ServicerContext) -> Message:
+        if not accepted.accept(context):
+            # What gRPC itself tells its caller an instant later, when there is no server any more.
+            context.abort(grpc.StatusCode.UNAVAILABLE, "The agent ends and accepts no more calls.")
         request_id = f"{next(requests):08x}"
         begin = time.monotonic()
         name = ""

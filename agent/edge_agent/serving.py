@@ -188,6 +188,8 @@ class Serving:
 
         """
         with self._changing:
+            if (found.folder, found.signature) == (self._found.folder, self._found.signature):
+                return  # it has just been started in the place of a dead one
             worker = self._starter.start(found)
             self._queue.pause()
             # The call in hand ends by itself, or by its own limit.

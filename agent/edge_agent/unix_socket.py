@@ -1,12 +1,15 @@
 """The agent's socket: claimed so that no other server loses it, permitted before anybody sees it, released as ours."""
 
 import errno
+import fcntl
 import grp
 import logging
 import os
 import secrets
 import socket
 import stat
+import termios
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +20,8 @@ from edge_agent.errors import AgentRefused
 logger = logging.getLogger(__name__)
 
 PROBE_PATIENCE = 5.0
+READING_PAUSE = 0.002
+INT = 4
 
 
 class ServedSocket:
@@ -95,6 +100,11 @@ class ServedSocket:
         finally:
             self._private.unlink(missing_ok=True)
 
+    def wait_until_read(self, give_up: float) -> None:
+        """Wait until the clients have read all that was written to them, or until `give_up` (time.monotonic)."""
+        while _unread(self._private) and time.monotonic() < give_up:
+            time.sleep(READING_PAUSE)
+
     def release(self) -> None:
         """Remove the path if it is still our socket."""
         with suppress(OSError):
@@ -126,6 +136,23 @@ def give_to_group(path: Path, group: str, what: str) -> None:
             what,
             group,
         )
+
+
+def _unread(bound: Path) -> bool:
+    """Return whether a connection of this process to a socket that was bound to `bound` has bytes that wait to be read."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # it is closed by now, or the socket itself
+            fd = int(entry.name)
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as one:
+                    if one.family == socket.AF_UNIX and one.getsockname() == os.fspath(bound) and _waiting(one):
+                        return True
+    return False
+
+
+def _waiting(one: socket.socket) -> bool:
+    """Return whether the other side has not read all that was written: SIOCOUTQ, which has the number of TIOCOUTQ."""
+    return any(fcntl.ioctl(one, termios.TIOCOUTQ, bytes(INT)))
 
 
 def _answers(path: Path) -> bool:

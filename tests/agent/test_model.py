@@ -5,6 +5,7 @@ import pytest
 from edge_agent import packages as package_files
 from edge_agent.config import Settings
 from edge_agent.lifecycle import State
+from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
 from edge_agent.model import Model
 from edge_agent.packages import Found, Rules
@@ -64,3 +65,73 @@ def test_a_start_that_has_waited_for_the_disk_has_seen_the_last_of_it(folder):
     starting._state = State.RUNNING
     assert starting.found.signature == new.signature
     assert not changed(starting)
+
+
+class Serving:
+    """What serves the calls, as far as a swap asks for it."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self.note = ""
+        self.announced: list[Found | None] = []
+        self.takes = True
+
+    def swap(self, found: Found) -> None:
+        if self.takes:
+            self.found = found
+
+    def announce(self, found: Found | None) -> None:
+        self.announced.append(found)
+
+
+@pytest.fixture
+def swapping(folder):
+    """A RUNNING model, the serving of it, its first version, and its second as two looks found it."""
+    old, new = version(folder, 0.1), version(folder, 0.2)
+    again = package_files.look(folder, folder.parent, Rules())
+    made = Model(old, Settings(), None, MemoryLedger(0), Metrics())
+    made._state = State.RUNNING
+    made._serving = Serving(old)
+    return made, made._serving, new, again
+
+
+def swapped(model: Model) -> int:
+    return model._metrics.snapshot()["workers"].get("board", {}).get("swapped", 0)
+
+
+def test_what_has_taken_over_is_what_is_told(swapping):
+    model, serving, new, again = swapping
+    model._wait_with(again)  # a look has found it once more while it was loaded
+    model._swap(serving, new)
+    assert (model.found, swapped(model)) == (new, 1)
+    assert not changed(model), "it is nothing that waits"
+    assert serving.announced == [again, None]
+
+
+def test_a_newer_one_that_waits_goes_on_waiting(swapping, folder):
+    model, serving, new, _ = swapping
+    newest = version(folder, 0.3)
+    model._wait_with(newest)
+    model._swap(serving, new)
+    assert model.found is new
+    assert changed(model)
+    assert serving.announced == [newest]
+
+
+def test_what_came_too_late_has_not_taken_over(swapping):
+    model, serving, new, _ = swapping
+    old, serving.takes = model.found, False
+    model._swap(serving, new)
+    assert (model.found, swapped(model)) == (old, 0)
+
+
+def test_what_was_started_in_the_place_of_the_old_one_is_what_is_told(swapping):
+    model, serving, new, again = swapping
+    model._wait_with(again)
+    model._not_swapped = new.signature, "There is no memory for both."
+    assert "cannot take over: There is no memory for both." in model.describe()[1]
+    model._followed(serving, new)
+    assert (model.found, swapped(model)) == (new, 1)
+    assert not changed(model)
+    model._followed(Serving(new), new)
+    assert swapped(model) == 1, "of another start nothing is known"

@@ -36,8 +36,9 @@ STOPPING = "The model is STOPPING; DetectAnomalies needs RUNNING."
 
 
 def found(version: str) -> Found:
-    accepted = Package("arn", Path("/models/board"), manifest.parse(packages.manifest()))
-    return Found("board", version, Path("/models/board"), Path("/models"), (), accepted)
+    folder = Path("/models/board", version)
+    accepted = Package("arn", folder, manifest.parse(packages.manifest()))
+    return Found("board", version, folder, Path("/models"), (), accepted)
 
 
 class MadeUpWorker:
@@ -522,6 +523,21 @@ class TestFollowing:
         assert Call(board).outcome == "2"
         assert board.followed == [second], "that is told once"
         assert board.failed == []
+
+    def test_is_not_started_once_more_by_its_swap(self, board):
+        """The old one dies before the swap has begun, which then waits for what is started in its place."""
+        second = found("2")
+        board.serving.announce(second)
+        board.starter.fails["1"] = self.GONE
+        board.starter.go_on.clear()
+        board.worker.die()
+        until(lambda: board.starter.started == ["1", "1"], "another one is being started")
+        swap = board.in_thread(board.serving.swap, found("2"))
+        board.starter.go_on.set()
+        swap.join(30)
+        assert Call(board).outcome == "2"
+        assert board.starter.started == ["1", "1", "2"]
+        assert board.serving.found is second
 
     def test_is_not_while_the_files_are_there(self, board):
         board.serving.announce(found("2"))

@@ -23,6 +23,11 @@ def nearly_black() -> bytes:
     return os.urandom(16) + bytes(3 * PIXELS - 16)
 
 
+def nearly_white() -> bytes:
+    """Return an image whose level of grey is white's, and that no other is equal to."""
+    return os.urandom(16) + b"\xff" * (3 * PIXELS - 16)
+
+
 def grey(level: int) -> bytes:
     """Return an image of one level of grey."""
     return bytes([level]) * (3 * PIXELS)

@@ -31,7 +31,7 @@ import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
 from support import hanging, packages
-from support.agent import PLENTY, Agent, alive
+from support.agent import PLENTY, Agent, alive, place
 from support.broken import SIZE
 from support.calls import OK, outcome, request
 from support.load import load
@@ -104,7 +104,8 @@ class Device:
 
     def __init__(self, folder: Path, random: Random) -> None:
         self.models = folder / "models"
-        self.agent = Agent(self.models, user=USER, call_timeout=600, load_timeout=600)
+        self.folder = place(USER)
+        self.agent = self._next()
         self.instants: Counter[str] = Counter()
         self.slowest = 0.0
         self.memfds = 0
@@ -133,8 +134,18 @@ class Device:
     def _place(self, name: str, version: int) -> Path:
         return self.models / name / f"{version}.0.0"
 
+    def _next(self) -> Agent:
+        return Agent(self.models, folder=self.folder, user=USER, call_timeout=600, load_timeout=600)
+
+    def close(self) -> None:
+        """End what runs, and remove the place."""
+        self.agent.close()
+        shutil.rmtree(self.folder)
+
     def spawn(self, **env: str) -> None:
-        """Start an agent, all of whose processes are marked."""
+        """Start another agent, all of whose processes are marked."""
+        self.agent.close()
+        self.agent = self._next()
         self._mark = f"{MARK}={os.urandom(8).hex()}"
         name, _, value = self._mark.partition("=")
         self.agent.spawn(**{name: value}, **env)
@@ -142,7 +153,7 @@ class Device:
     def serves(self) -> None:
         """Wait until the agent serves, the models that are to run do, and are those that they are to be."""
         agent = self.agent
-        until(lambda: agent._serves() or agent.process.poll() is not None, "the agent serves", self.patience)
+        until(lambda: agent._serves() or agent.process.poll() is not None, "the agent serves")
         assert agent.process.poll() is None, agent.log()
         stub = agent.stub()
         for name in sorted(self._wanted - {BROKEN}):
@@ -211,13 +222,13 @@ class Device:
 
     def nothing_new_is_left(self) -> None:
         assert segments() <= self._segments, "a segment is left in /dev/shm"
-        there = {entry.name.partition(".")[2] for entry in (self.agent.folder / "state").iterdir()}
+        there = {entry.name.partition(".")[2] for entry in (self.folder / "state").iterdir()}
         assert there <= STATE_FILES, f"left in the state folder: {there - STATE_FILES}"
 
     def names(self) -> set[str]:
         """Return what the state file names, which is nothing if it is absent; fail if it does not parse."""
         try:
-            (path,) = (self.agent.folder / "state").glob("*.running.json")
+            (path,) = (self.folder / "state").glob("*.running.json")
             data = path.read_bytes()
         except (ValueError, FileNotFoundError):
             return set()
@@ -232,7 +243,7 @@ class Device:
         assert self._wanted - self._open <= names, f"forgotten: {self._wanted - self._open - names}"
         assert names <= self._wanted | self._open, f"never started: {names - self._wanted - self._open}"
         self._wanted, self._open = names, set()
-        for path in (self.agent.folder / "state").glob("*.status.json"):
+        for path in (self.folder / "state").glob("*.status.json"):
             json.loads(path.read_bytes())
 
     @contextmanager
@@ -344,7 +355,7 @@ class Device:
 def test_agent_killed(promises, folder):
     with promises.run(PROMISE) as run:
         device = Device(folder, run.random)
-        with closing(device.agent):
+        with closing(device):
             device.begin()
             instants = [one for one, often in INSTANTS.items() for _ in range(often if run.full else 1)]
             run.random.shuffle(instants)
@@ -374,17 +385,16 @@ RunningModels.write = in_place
 
 def test_what_is_left_is_noticed(folder):
     device = Device(folder, Random(0))
-    agent = device.agent
     leak = posix_ipc.SharedMemory(None, posix_ipc.O_CREX, size=1)
-    with closing(agent):
+    with closing(device):
         device.begin(**sabotaged(folder, DAMAGE))
         with pytest.raises(AssertionError, match="the state file does not parse"), device.writing():
             pass
-        fds = Path(f"/proc/{agent.pid}/fd")
+        fds = Path(f"/proc/{device.agent.pid}/fd")
         held = os.open(next(fd for fd in fds.iterdir() if str(fd.readlink()).startswith(MEMFD)), os.O_RDONLY)
         shared = device.kill("calling")
         try:
-            os.fchown(leak.fd, agent.user.uid, -1)
+            os.fchown(leak.fd, USER.uid, -1)
             device.patience = 2.0  # ten times what it takes
             with pytest.raises(AssertionError, match="no process of the agent is left"):
                 device.no_process_is_left()
@@ -402,7 +412,7 @@ def test_what_is_left_is_noticed(folder):
         device.no_memory_is_left(shared)
         device.nothing_new_is_left()
         device.state_is_right()
-        state = next((agent.folder / "state").glob("*.running.json"))
+        state = next((device.folder / "state").glob("*.running.json"))
         state.write_text("[]")
         with pytest.raises(AssertionError, match="forgotten"):
             device.state_is_right()

@@ -6,9 +6,9 @@
 3. A kernel so large that the runtime does not look up: SIGABRT ends the process, its stacks are in the log.
 4. A process that is stopped from outside, idle or with its call: nothing but SIGKILL ends it.
 5. Each time, no sooner than after its call_timeout; what waited behind it is answered.
-6. Honest calls take more than half of their call_timeout, by computing or by being stopped for nine tenths of it, or more
-   than the 10 s below which no limit is set for a model with a long warm-up. They are answered by the process that was
-   there from the start.
+6. Honest calls compute for more than half of their call_timeout, or their process is stopped for nine tenths of it, or
+   they take 12 of the 20 warm-ups that are the limit of a model whose warm-up is long. They are answered by the process
+   that was there from the start.
 
 An honest model that computes is not the only one to do so on its machine: a call of its that took longer than the limit,
 and was ended, is no case, and neither is one that took less than half of it; another one is made. A call that was ended
@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -33,7 +34,7 @@ from support import hanging, packages
 from support.agent import PLENTY, Agent, alive, serving
 from support.broken import SIZE
 from support.calls import INTERNAL, OK, outcome, request
-from support.hanging import GREY, grey, nearly_black
+from support.hanging import GREY, grey, nearly_black, nearly_white
 from support.promises import Promise
 from support.sabotage import sabotaged
 from support.waiting import until
@@ -74,11 +75,12 @@ WHERE = '/backends/onnxruntime.py", line '
 
 def models_in(folder: Path) -> Path:
     made = folder / "models"
-    for name in ("stopped", "halted", NEIGHBOUR):
+    for name in ("halted", NEIGHBOUR):
         packages.classifier(made / name, SIZE)
     hanging.package(made / "loop", hanging.endless)
     hanging.package(made / "kernel", hanging.kernel)
-    hanging.package(made / "spinning", hanging.by_level(0, A_LEVEL))
+    for name in ("stopped", "spinning"):
+        hanging.package(made / name, hanging.by_level(0, A_LEVEL))
     # White takes 12 warm-ups, of the 20 that are its limit.
     hanging.package(made / "warmed", hanging.by_level(LONG_WARM_UP, 11 * LONG_WARM_UP // (255 - GREY)))
     return made
@@ -128,8 +130,8 @@ class Bench:
         until(lambda: self.agent.inbox_holds(image), f"the call is with {name}")
         meanwhile()
         stub = self.agent.stub()
-        waiting = [stub.DetectAnomalies.future(request(name, *SIZE, grey(level))) for level in (201, 202)]
-        self._judged(NEIGHBOUR, 203)
+        waiting = [stub.DetectAnomalies.future(request(name, *SIZE, grey(level))) for level in (101, 102)]
+        self._judged(NEIGHBOUR, 103)
         try:
             error = call.exception(self._patience)
         except grpc.FutureTimeoutError:
@@ -143,14 +145,14 @@ class Bench:
     def _begin_anew(self, name: str) -> None:
         """Let a model's budget of deaths begin anew."""
         for _ in range(GOOD_ANSWERS):
-            self._judged(name, 204)
+            self._judged(name, 104)
 
     def loop(self, _: int) -> None:
         """The runtime ends a loop; the process goes on."""
         told = self._ended("loop", nearly_black())
         assert alive(self.pids["loop"]), "the process was ended, where it would have done to end the run"
         assert told == ENDED
-        self._judged("loop", 205)
+        self._judged("loop", 105)
 
     def kernel(self, _: int) -> None:
         """The runtime does not end a kernel; the process tells where it is, and ends."""
@@ -163,22 +165,26 @@ class Bench:
         self._begin_anew("kernel")
 
     def stopped(self, nth: int) -> None:
-        """A stopped process does nothing any more, and is killed."""
+        """A process that is stopped, before its call or in the middle of it, does nothing any more, and is killed."""
         worker = self._worker("stopped")
-        image = os.urandom(len(grey(0)))
-        os.kill(worker, signal.SIGSTOP)
-        assert self._ended("stopped", image) == REPLACED
+        stop = partial(os.kill, worker, signal.SIGSTOP)
+        if nth % 2 == 0:
+            stop()
+            told = self._ended("stopped", nearly_black())
+        else:
+            told = self._ended("stopped", nearly_white(), stop)
+        assert told == REPLACED
         assert not alive(worker)
         self._begin_anew("stopped")
 
-    def halted(self, nth: int) -> None:
+    def halted(self, _: int) -> None:
         """A process is stopped for nine tenths of the limit, and then goes on."""
-        worker, image = self.pids["halted"], os.urandom(len(grey(0)))
+        worker = self.pids["halted"]
 
         def call() -> float:
             os.kill(worker, signal.SIGSTOP)
             begin = time.monotonic()
-            call = self._stub.DetectAnomalies.future(request("halted", *SIZE, image))
+            call = self._stub.DetectAnomalies.future(request("halted", *SIZE, grey(106)))
             try:
                 until(lambda: call.done() or time.monotonic() - begin >= STOPPED * HONEST_LIMIT, "it is time")
             finally:

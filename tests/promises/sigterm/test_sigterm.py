@@ -63,7 +63,7 @@ class Load:
 
     def __init__(self, agent: EndingAgent, segment: str) -> None:
         self.told: Told = Counter()
-        self.refused: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
         self._lock = threading.Lock()
         inline = {name: request(name, *SIZE, LIGHT) for name in (BOARD, SLOW)}
         shared = request(BOARD, *SIZE, handle=(segment, len(LIGHT)), mask=(segment, len(LIGHT), len(LIGHT)))
@@ -88,10 +88,10 @@ class Load:
     def _call(self, stub, rpc: str, asked) -> None:
         model = asked.model_component
         while True:
-            code, _, _ = outcome(getattr(stub, rpc), asked)
+            code, details, _ = outcome(getattr(stub, rpc), asked)
             with self._lock:
                 if code in NOT_ACCEPTED:
-                    self.refused[code] += 1
+                    self.refused[details] += 1
                     return
                 # What nobody deployed is counted without its name.
                 self.told[rpc, "" if code == NOT_FOUND else model, code] += 1
@@ -111,7 +111,9 @@ def counted(agent: EndingAgent) -> Told:
 
 def check_answers(agent: EndingAgent, load: Load) -> None:
     """Fail unless the callers were told what the agent, which has ended, has counted, and detections were all made."""
-    assert counted(agent) == load.told, "what the agent has counted is not what callers were told"
+    assert counted(agent) == load.told, (
+        f"what the agent has counted is not what callers were told: {dict(load.refused)}"
+    )
     failed = {key: count for key, count in load.told.items() if key[0] == "DetectAnomalies" and key[2] != OK}
     assert failed == {}, "accepted calls failed"
 

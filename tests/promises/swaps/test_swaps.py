@@ -22,10 +22,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 
+import grpc
 import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
+from edge_agent.supervisor import EXIT_PATIENCE
 from support import packages
 from support.agent import Agent, alive, place, serving
 from support.calls import INTERNAL, INVALID, OK, expected_mask, outcome, picture, request
@@ -451,6 +453,29 @@ def test_images_of_the_size_before_are_refused_from_then_on(folder):
             assert all(f"{width}x{height}" in next(iter(refused)) for width, height in (size, other))
         assert agent.counted(BOARD, "died") == 0
         assert agent.state(BOARD) == "RUNNING"
+
+
+def test_a_call_in_hand_is_answered_by_the_version_that_has_it(folder):
+    """Also when it takes longer than a worker gets to end by itself."""
+    packages.segmenter(folder / "models" / BOARD)
+    with serving(folder / "models") as agent:
+        agent.run_model(BOARD)
+        (old,) = agent.workers()
+        os.kill(old, signal.SIGSTOP)
+        marked = os.urandom(len(PIXELS))
+        call = agent.stub().DetectAnomalies.future(request(BOARD, 64, 64, marked))
+        until(lambda: agent.inbox_holds(marked), "the call is in the worker")
+        packages.classifier(folder / "models" / BOARD)
+        until(lambda: agent.log().count("loaded in") == 2, "the new one is loaded")
+        with pytest.raises(grpc.FutureTimeoutError):
+            call.result(EXIT_PATIENCE + 1)
+        os.kill(old, signal.SIGCONT)
+        assert call.exception(30) is None
+        assert call.result().detect_anomaly_result.anomaly_mask.byte_data, "the old one makes masks"
+        code, details, response = outcome(agent.stub().DetectAnomalies, request(BOARD, 64, 64, PIXELS))
+        assert code == OK, details
+        assert not response.detect_anomaly_result.HasField("anomaly_mask"), "the new one makes none"
+        until(lambda: len(agent.workers()) == 1 and old not in agent.workers(), "the old one is gone")
 
 
 STOP_AND_START = """
