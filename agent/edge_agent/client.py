@@ -304,13 +304,20 @@ def _info(message: Any) -> ModelInfo:
     return ModelInfo(
         message.model_component,
         message.lookout_vision_model_arn,
-        pb2.ModelStatus.Name(message.status),
+        _status_name(message.status),
         message.status_message,
     )
 
 
+def _status_name(number: int) -> str:
+    """Return a status by name, one that a newer agent may have by its number."""
+    return pb2.ModelStatus.Name(number) if number in pb2.ModelStatus.values() else f"STATUS_{number}"
+
+
 def _detection(response: Any, shared: NDArray[np.uint8] | None) -> Detection:
     """Return the typed result; `shared` is where a mask that was asked for by handle has been written."""
+    if not response.HasField("detect_anomaly_result"):
+        raise CallFailed(grpc.StatusCode.INTERNAL, "The agent answered without a verdict.")
     result = response.detect_anomaly_result
     mask = None
     if result.HasField("anomaly_mask"):

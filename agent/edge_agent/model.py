@@ -10,7 +10,7 @@ from edge_agent.block import default_arn
 from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, Turn
 from edge_agent.config import Settings
-from edge_agent.errors import NotEnoughMemory, PackageRefused, WrongState
+from edge_agent.errors import NotEnoughMemory, PackageRefused, WrongState, printable
 from edge_agent.jobs import Answer, SessionOptions
 from edge_agent.lifecycle import State
 from edge_agent.manifest import Manifest
@@ -88,7 +88,7 @@ class Model:
                 notes.insert(0, self._serving.note)
             if self._found.package and self._state is not State.FAILED:
                 notes.extend(self._found.package.notes)
-            return self._state, " ".join(filter(None, [self._detail, *notes]))
+            return self._state, printable(" ".join(filter(None, [self._detail, *notes])))
 
     def status(self) -> dict[str, object]:
         """Return what the model is and does, as it would be written as JSON."""

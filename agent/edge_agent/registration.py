@@ -1,5 +1,6 @@
 """A registry entry: what a component says of the package that it brings, believed only if nobody else can have written it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -151,6 +152,10 @@ class Places:
             # As long as the root is not there, as before its file system is mounted, nobody knows.
             root.stat()
             raise PackageGone from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise EntryRefused(f"`path` is {shown(entry.path)}, which is longer than a path can be") from None
         self._check_trust(real, root)
         if stat.S_ISDIR(info.st_mode):
             return Place(_only_package(real, entry.path), root)

@@ -15,6 +15,8 @@ from edge_agent.errors import AgentRefused
 
 logger = logging.getLogger(__name__)
 
+LONGEST_LIST = 16 << 20
+
 
 class StateFolder:
     """The state folder as one agent uses it: what it holds is named by the agent's socket."""
@@ -57,7 +59,8 @@ class StateFolder:
 
     def _emptied(self, name: str) -> Path:
         folder = self._path(name)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -96,7 +99,7 @@ class RunningModels:
     def read(self) -> list[str]:
         """Return the names; none when there is no file, and a warning when it cannot be understood."""
         try:
-            names = json.loads(self._path.read_bytes())
+            names = json.loads(read_plain(self._path, LONGEST_LIST))
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError("not a list of names")
         except FileNotFoundError:
@@ -121,6 +124,24 @@ class RunningModels:
             )
             with contextlib.suppress(OSError):
                 beside.unlink()
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Return the content of a plain file of at most `most` bytes, never following a link nor waiting for a FIFO.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is something else, or longer.
+
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no plain file")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is longer than {most} bytes")
+    return data
 
 
 def _private(path: str, flags: int) -> int:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from edge_agent import client as library
 from edge_agent import segments
+from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent.client import EdgeAgentClient
 from edge_agent.images import NotAnImage
 from support import packages
@@ -443,3 +444,14 @@ def test_swept_in_the_instant_of_creation(monkeypatch):
     segment = segments.Segment(100, None)
     assert (len(names), segment.name) == (2, names[1])
     segment.unlink()
+
+
+def test_an_answer_without_a_verdict_is_none():
+    """Nothing in it reads as normal, which nobody has said of the part."""
+    with pytest.raises(library.CallFailed, match="without a verdict"):
+        library._detection(pb2.DetectAnomaliesResponse(), None)
+
+
+def test_a_status_of_a_newer_agent_is_its_number():
+    assert library._status_name(2) == "RUNNING"
+    assert library._status_name(77) == "STATUS_77"

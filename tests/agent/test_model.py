@@ -135,3 +135,13 @@ def test_what_was_started_in_the_place_of_the_old_one_is_what_is_told(swapping):
     assert not changed(model)
     model._followed(Serving(new), new)
     assert swapped(model) == 1, "of another start nothing is known"
+
+
+def test_what_operators_read_is_escaped(folder):
+    content = packages.manifest()
+    content["runtime_artifact"] = "\x1b[31mred\n2026 ERROR fake"
+    packages.write(folder, content, packages.constant(scores=[0.1, 0.9]))
+    found = package_files.look(folder, folder.parent, Rules())
+    told = model(found, State.FAILED).describe()[1]
+    assert "fake is missing" in told
+    assert told.isprintable()

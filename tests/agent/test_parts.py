@@ -143,6 +143,26 @@ class TestState:
         assert state.RunningModels(tmp_path / "x.running.json").read() == []
         assert "cannot be read" in caplog.text
 
+    @pytest.mark.parametrize("kind", ["fifo", "endless", "link", "folder"])
+    def test_what_is_no_plain_file_is_not_read(self, tmp_path, kind, caplog):
+        path = tmp_path / "x.running.json"
+        (tmp_path / "names").write_text('["board"]')
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero" if kind == "endless" else "names")
+        assert state.RunningModels(path).read() == []
+        assert "cannot be read" in caplog.text
+
+    @pytest.mark.parametrize("name", ["run", "unpacked"])
+    def test_a_fifo_in_the_place_of_a_folder_is_refused(self, tmp_path, name):
+        folder = state.StateFolder(tmp_path, tmp_path / "s")
+        os.mkfifo(folder._path(name))
+        with pytest.raises(AgentRefused, match="cannot be used: File exists. Remove it"):
+            (folder.scratch if name == "run" else folder.unpacked)()
+
 
 def run(script: str, **env: str) -> subprocess.CompletedProcess:
     clean = environment(**env)

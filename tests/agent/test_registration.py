@@ -245,6 +245,10 @@ class TestPlaces:
         with pytest.raises(EntryRefused, match="which holds 2 model packages; register one"):
             self.find(root, root / "two")
 
+    def test_a_path_that_is_too_long(self, root):
+        with pytest.raises(EntryRefused, match="which is longer than a path can be"):
+            self.find(root, root / ("x" * 300))
+
     def test_neither_folder_nor_file(self, root):
         os.mkfifo(root / "fifo")
         with pytest.raises(EntryRefused, match="neither a folder nor a zip"):

@@ -192,6 +192,36 @@ class TestCommand:
         code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
         assert (code, output) == (1, f"Error: The agent on {SOCKET} has ended.\n")
 
+    @pytest.mark.parametrize("key", ["agent", "models", "calls", "workers"])
+    @pytest.mark.parametrize("value", [None, [], [1], "text", 7, {"a": 1}, [{"model": 1}]])
+    def test_odd_content_is_damage_and_no_traceback(self, tmp_path, kept, key, value):
+        kept({**FOUND, key: value})
+        done = CliRunner().invoke(command, ["status", "--socket", SOCKET, "--state-dir", str(tmp_path)])
+        assert done.exit_code in (0, 1)
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        assert done.exit_code == 0 or "is damaged" in done.output
+
+    def test_what_a_terminal_would_act_on_is_escaped(self, tmp_path, kept):
+        models = [{**FOUND["models"][0], "model": "a\x1b]0;t\x07", "version": "\n\u202e", "state": "\r"}]
+        kept({**FOUND, "models": models, "agent": {**FOUND["agent"], "version": "\x1b[31m"}})
+        code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
+        assert code == 0
+        assert output.replace("\n", "").isprintable()
+
+    @pytest.mark.parametrize("kind", ["fifo", "link", "endless", "folder"])
+    def test_what_is_no_plain_file_is_not_read(self, tmp_path, kept, kind):
+        path = kept(FOUND)
+        path.unlink()
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero" if kind == "endless" else "/etc/passwd")
+        code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
+        assert code == 1
+        assert "is damaged" in output or "cannot be read" in output
+
     @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'"text"', b"\xff", b'{"agent": 1}'])
     def test_a_file_that_is_damaged(self, tmp_path, kept, content):
         path = kept(content)

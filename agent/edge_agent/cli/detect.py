@@ -104,7 +104,7 @@ def _expand(images: tuple[str, ...]) -> Iterator[str]:
 def _only_running(client: EdgeAgentClient) -> str:
     running = [one.name for one in client.list_models() if one.status == "RUNNING"]
     if len(running) != 1:
-        known = ", ".join(running) or "none"
+        known = printable(", ".join(running)) or "none"
         raise click.BadParameter(f"say which model judges; RUNNING are: {known}", param_hint="--model")
     return running[0]
 

@@ -46,7 +46,7 @@ def models(socket: str) -> None:
         click.echo("No models are deployed.")
         return
     rows = [
-        (one.name, click.style(one.status, STATUS_COLOURS.get(one.status)), printable(one.status_message))
+        (printable(one.name), click.style(one.status, STATUS_COLOURS.get(one.status)), printable(one.status_message))
         for one in listed
     ]
     click.echo(table(("MODEL", "STATUS", "MESSAGE"), rows))

@@ -333,7 +333,7 @@ def verify(path: Path, any_target: bool, as_json: bool) -> None:
         for sentence in found.notes:
             click.echo(f"note {sentence}")
         for sentence in found.bad:
-            click.echo(f"{click.style('FAIL', 'red')} {sentence}", err=True)
+            click.echo(f"{click.style('FAIL', 'red')} {printable(sentence)}", err=True)
     if found.bad:
         sys.exit(1)
 

@@ -11,6 +11,7 @@ from edge_agent.cli.models import STATUS_COLOURS, socket_option
 from edge_agent.cli.tables import table
 from edge_agent.errors import AgentRefused, printable
 
+LONGEST = 64 << 20
 EVENTS = ("started", "died", "hung", "swapped")
 
 
@@ -29,42 +30,42 @@ def status(socket: str, state_dir: Path | None, as_json: bool) -> None:
 
     It comes from a file in the agent's state folder, at most a second behind.
     """
-    found = _read(socket, state_dir)
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
-    agent = found["agent"]
-    click.echo(f"Edge Agent {agent['version']}, pid {agent['pid']}, since {agent['started']}, on {agent['socket']}")
-    if not found["models"]:
-        click.echo("No models are deployed.")
-        return
-    click.echo(
-        table(("MODEL", "VERSION", "STATUS", "CALLS", "FAILED", *map(str.upper, EVENTS)), _rows(found), range(3, 9))
-    )
-
-
-def _read(socket: str, state_dir: Path | None) -> dict[str, Any]:
+    path = _file(socket, state_dir)
     try:
-        folder = (state_dir or state.default_folder()).absolute()
-        path = state.StateFolder(folder, address.socket_path(socket)).status_file()
-    except (AgentRefused, ValueError) as error:
-        raise click.ClickException(str(error)) from None
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        pid = found["agent"]["pid"]
+        found: dict[str, Any] = json.loads(state.read_plain(path, LONGEST))
+        told = json.dumps(found, indent=1) if as_json else _shown(found)
+        ended = not Path(f"/proc/{int(found['agent']['pid'])}").exists()
     except FileNotFoundError:
         raise click.ClickException(
-            f"No agent on {printable(socket)} has kept a status in {printable(str(folder))}; name its folder with --state-dir."
+            f"No agent on {printable(socket)} has kept a status in {printable(str(path.parent))}; name its folder with --state-dir."
         ) from None
     except OSError as error:
         raise click.ClickException(f"{printable(str(path))} cannot be read: {error.strerror}.") from None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise click.ClickException(
             f"{printable(str(path))} is damaged; an agent that serves replaces it with the next call that it answers."
         ) from None
-    if not Path(f"/proc/{pid}").exists():
+    if ended:
         raise click.ClickException(f"The agent on {printable(socket)} has ended.")
-    return found
+    click.echo(told)
+
+
+def _file(socket: str, state_dir: Path | None) -> Path:
+    try:
+        folder = (state_dir or state.default_folder()).absolute()
+        return state.StateFolder(folder, address.socket_path(socket)).status_file()
+    except (AgentRefused, ValueError) as error:
+        raise click.ClickException(printable(str(error))) from None
+
+
+def _shown(found: dict[str, Any]) -> str:
+    """Return the status for people."""
+    agent = {key: printable(str(value)) for key, value in found["agent"].items()}
+    lines = [f"Edge Agent {agent['version']}, pid {agent['pid']}, since {agent['started']}, on {agent['socket']}"]
+    heads = ("MODEL", "VERSION", "STATUS", "CALLS", "FAILED", *map(str.upper, EVENTS))
+    rows = _rows(found)
+    lines.append(table(heads, rows, range(3, 3 + 2 + len(EVENTS))) if rows else "No models are deployed.")
+    return "\n".join(lines)
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -75,12 +76,12 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
         events = found["workers"].get(model["model"], {})
         rows.append(
             (
-                model["model"],
-                model["version"],
-                click.style(model["state"], STATUS_COLOURS.get(model["state"])),
+                printable(model["model"]),
+                printable(model["version"]),
+                click.style(printable(model["state"]), STATUS_COLOURS.get(model["state"])),
                 str(sum(one["count"] for one in calls)),
                 str(failed),
-                *(str(events.get(event, 0)) for event in EVENTS),
+                *(str(int(events.get(event, 0))) for event in EVENTS),
             )
         )
     return rows
