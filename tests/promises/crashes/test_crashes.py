@@ -33,7 +33,7 @@ PROMISE = Promise(
     "three, at most one on the killed, which answers again",
     case="a worker process that was killed, and that the agent has counted as dead",
     full=300,
-    fast=6,
+    fast=4,
 )
 NAMES = ("alpha", "beta", "gamma", "delta")
 CALLERS = 3
@@ -141,8 +141,8 @@ Serving._died = dropped
 """
 # What is broken -> settings, code that breaks it, workers that are killed besides, and what is noticed.
 CONTROLS = {
-    "a dead worker is not replaced": ({"restart": "never"}, "", 0, "is FAILED after a death|and calls failed"),
-    "what waits is dropped": ({}, QUEUE_DROPPED, 0, "and calls failed"),
+    "a dead worker is not replaced": ({"restart": "never"}, "", 0, "is FAILED after a death|calls failed"),
+    "what waits is dropped": ({}, QUEUE_DROPPED, 0, "calls failed"),
     "a death costs another model": ({}, "", 1, "cost calls of"),
 }
 
