@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "agent" / "edge_agent"
+# What is copied first of all, so that nobody who goes on working changes what is tested.
+TREE = ("agent/edge_agent", "tests", "pyproject.toml")
 LONGEST = 600.0
 FAILED = 1
 # A suite's controls, whose agents are broken in ways of their own, say nothing of a mutation.
@@ -219,11 +220,23 @@ MUTATIONS = (
 )
 
 
+def snapshot(folder: Path) -> None:
+    """Copy what is tested and what tests it."""
+    tree = folder / "tree"
+    for name in TREE:
+        source, target = ROOT / name, tree / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+
+
 def copied(folder: Path, mutation: Mutation | None) -> Path:
     """Put a copy of the package into a folder, broken if there is a mutation, for every user to read; return the folder."""
     place = folder / (mutation.name if mutation else "as-it-is")
-    copy = place / PACKAGE.name
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = place / "edge_agent"
+    shutil.copytree(folder / "tree" / TREE[0], copy)
     if mutation:
         mutation.apply(copy)
     for path in (folder, place, copy, *copy.rglob("*")):
@@ -253,7 +266,7 @@ def run(place: Path, suite: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", NO_CONTROLS, suite]
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=place.parent / "tree",
         env=environment(place),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -307,6 +320,7 @@ def main() -> int:
     mutations = [one for one in MUTATIONS if not asked or one.name in asked]
     with tempfile.TemporaryDirectory(prefix="edge-agent-mutations-") as name:
         folder = Path(name)
+        snapshot(folder)
         print("as it is:", flush=True)
         if not all_is_well(folder, dict.fromkeys(suite for one in mutations for suite in one.suites)):
             print("Suites fail that should not; nothing was broken.")

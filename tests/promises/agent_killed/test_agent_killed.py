@@ -354,18 +354,19 @@ class Device:
 
 
 def tracebacks(log: str) -> list[str]:
-    """Return the tracebacks in a log, but for that of a forkserver whose agent was killed while it asked for a worker.
+    """Return the tracebacks in a log, but for that of a forkserver or a new worker whose agent was killed just then.
 
     It ends at once, as it has to; the last words are those of the standard library.
     """
     found = re.findall(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+.*", log)
-    return [one for one in found if not ("multiprocessing/forkserver.py" in one and one.endswith("EOFError"))]
+    return [one for one in found if not ("multiprocessing/forkserver.py" in one and "\nEOFError" in one)]
 
 
 def test_only_the_last_words_of_a_forkserver_are_no_traceback():
     own = 'Traceback (most recent call last):\n  File "multiprocessing/forkserver.py", line 258, in main\n    x\nEOFError\n'
     other = 'Traceback (most recent call last):\n  File "edge_agent/model.py", line 1, in start\n    x\nEOFError\n'
     assert tracebacks(f"INFO a\n{own}INFO b\n") == []
+    assert tracebacks(f"INFO a\n{own.strip()}: Ran out of input\nINFO b\n") == []
     assert len(tracebacks(f"INFO a\n{own}{other}INFO b\n")) == 1
 
 

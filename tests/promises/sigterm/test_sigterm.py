@@ -167,10 +167,15 @@ def test_notices_children_that_obey(models, segment, folder):
         "    return ours(number, signal.SIG_DFL if handler is signal.SIG_IGN else handler)\n"
         "signal.signal = obedient\n",
     )
-    with under_load(models, segment, env=obey) as (agent, load):
-        with pytest.raises(AssertionError, match="accepted calls failed"):
-            end_under_load(agent, load, FEWEST, children_first=True)
-        assert load.told["DetectAnomalies", SLOW, OK]
+    for _ in range(5):  # now and then no call is under way when they are signalled
+        with under_load(models, segment, env=obey) as (agent, load):
+            try:
+                end_under_load(agent, load, FEWEST, children_first=True)
+            except AssertionError as noticed:
+                assert "accepted calls failed" in str(noticed)  # noqa: PT017
+                assert load.told["DetectAnomalies", SLOW, OK]
+                return
+    pytest.fail("children that obey were not noticed")
 
 
 def test_notices_calls_that_are_cut_off(models, segment):
