@@ -130,7 +130,7 @@ def what_depends_hard_on_a_first_start_that_fails(site: Site) -> None:
 @ORDERS.on(JAVA)
 def children_are_told_first(site: Site) -> None:
     child = "trap 'echo child; exit' TERM; echo ready; while :; do sleep 0.05; done"
-    script = f"trap 'wait; echo parent; exit' TERM\n( {child} ) &\nwait\nwait"
+    script = f"trap 'wait; echo parent; exit' TERM\n( {child} ) &\nwhile :; do sleep 0.05; done"
     assert deploy(site, one(run=script)) == SUCCEEDED
     until(lambda: lines(site) == ["ready"], "it runs")
     site.device.shut_down()

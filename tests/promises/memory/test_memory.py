@@ -1,8 +1,9 @@
 """M1: memory that runs out costs the model that it runs out for, and nothing else.
 
-1. Models with heavy weights are started, several at once and one after the other, until one is refused: memory_reserve
-   leaves room for some only. Those that were accepted run and judge images; the refused one stays STOPPED, and starts
-   once others have been stopped. No process is killed, by the kernel or otherwise.
+1. Models are started until one is refused: at once, where there is memory for some of them by what they state, and with
+   heavy weights one after the other, where memory_reserve leaves room for some of them. Those that were accepted run and
+   judge images; those that were refused stay STOPPED, and there is room again once others have loaded, or were stopped.
+   No process is killed, by the kernel or otherwise.
 2. Bombs take far more than memory_limit, at once or in steps, on an image or while they load. Each costs its own call, or
    its own start, with the sentence that says so; the neighbour's callers, who call all the time, get every answer. So
    do bombs under no limit but what memory_reserve leaves, and several bombs at once.
@@ -13,6 +14,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,28 +40,34 @@ PROMISE = Promise(
     "themselves",
     case="a start, or a bomb that went off",
     full=20 + 50,
-    fast=10 + 8,
+    fast=14 + 6,
 )
-STARTS = {True: 20, False: 10}
-AT_ONCE = 3
+# Started at once, and how many of them fit; one more once they are loaded. The others are started one by one.
+AT_ONCE, FIT = 5, 3
+ONE_BY_ONE = {True: 14, False: 8}
 
 MIB = 1 << 20
 SOUND = "sound"
-# So much that what other programs of the machine take or give back meanwhile is little beside it.
-WEIGHTS = 128 * MIB
+WEIGHTS = 96 * MIB
 # What the agent counts for such a model: its file four times, and 96 MiB. It takes half of that in the end.
-NEEDED = 609
+NEEDED = 481
 # What is free above the reserve while models are started: for about five of them.
-ROOM = 1792 * MIB
-HEAVY = [f"heavy-{number}" for number in range(10)]
+ROOM = 1408 * MIB
+HEAVY = [f"heavy-{number}" for number in range(14)]
+SLOW_TO_LOAD = [f"slow-to-load-{number}" for number in range(AT_ONCE + 1)]
+# About a quarter of a second, twice: none is loaded before the last has been asked for.
+ROUNDS = 120_000
 LIMIT = 256 * MIB
 # And while bombs have no limit of their own: far less than a BOMB.
 ROOM_FOR_BOMBS = 640 * MIB
-# What other programs of the machine may take meanwhile; all bombs together take a multiple.
+# What other programs of the machine may take meanwhile, or half of what all bombs together take if that is more.
 SLACK = 1024 * MIB
+# What the agent itself may grow by meanwhile.
+GROWTH = 64 * MIB
 OUT_OF_MEMORY = "The model ran out of memory on the image."
 DOES_NOT_FIT = "The model does not fit into memory; stop another model, or raise memory_limit if it is set."
 BOMBS = {"bomb": broken.memory, "creeper": broken.creeping}
+CREEPERS_AT_ONCE = [f"creeper-{number}" for number in range(3)]
 BOMBS_AT_LOAD = {"bomb-at-load": broken.memory, "creeper-at-load": broken.creeping}
 OOM_SCORE = 500
 
@@ -70,8 +78,8 @@ def models(module_folder) -> Path:
     packages.segmenter(folder / SOUND, SIZE)
     for name, way in BOMBS.items():
         broken.package(folder / name, way)
-        for number in range(AT_ONCE):
-            broken.package(folder / f"{name}-{number}", way)
+    for name in CREEPERS_AT_ONCE:
+        broken.package(folder / name, broken.creeping)
     for name, way in BOMBS_AT_LOAD.items():
         broken.package(folder / name, way, always=True)
     return folder
@@ -79,13 +87,13 @@ def models(module_folder) -> Path:
 
 @pytest.fixture(scope="module")
 def heavy_models(module_folder) -> Path:
-    """Many names of one file of weights."""
+    """Many names of one file of weights, and of one that takes its time."""
     folder = module_folder / "heavy"
     first = broken.package(folder / HEAVY[0], broken.ballast(WEIGHTS))
-    for name in HEAVY[1:]:
-        copy = broken.package(folder / name, broken.count)
-        (copy / "mochi" / "model.onnx").unlink()
-        (copy / "mochi" / "model.onnx").hardlink_to(first / "mochi" / "model.onnx")
+    slow = packages.write(folder / SLOW_TO_LOAD[0], packages.manifest(size=SIZE), packages.slow(ROUNDS))
+    for names, package in ((HEAVY, first), (SLOW_TO_LOAD, slow)):
+        for name in names[1:]:
+            shutil.copytree(package, folder / name, copy_function=os.link)
     return folder
 
 
@@ -101,17 +109,17 @@ def reserve_for(room: int) -> int:
 
 
 class Until:
-    """Models started until one is refused."""
+    """Models started until one is refused, each of which needs so many MiB by the agent's reckoning."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, needed: int) -> None:
         self.agent = agent
         self.running: list[str] = []
         self.refused = 0
+        self._needed = needed
         self._stub = agent.stub()
 
-    def start(self, count: int) -> None:
-        """Start so many models at once; fail unless those run that were accepted, and the others were told why not."""
-        names = [one for one in HEAVY if one not in self.running][:count]
+    def start(self, *names: str) -> None:
+        """Start models at once; fail unless those run that were accepted, and the others were told why not."""
         calls = [(one, self._stub.StartModel.future(pb2.StartModelRequest(model_component=one))) for one in names]
         for name, call in calls:
             error = call.exception(PLENTY)
@@ -123,11 +131,11 @@ class Until:
                 self.refused += 1
                 assert error.code().value[0] == EXHAUSTED, error
                 (free,) = re.fullmatch(
-                    rf"Loading the model needs about {NEEDED} MiB of memory; (\d+) MiB are free above the reserve. "
+                    rf"Loading the model needs about {self._needed} MiB of memory; (\d+) MiB are free above the reserve. "
                     "Stop another model, or lower memory_reserve.",
                     error.details(),
                 ).groups()
-                assert int(free) < NEEDED
+                assert int(free) < self._needed
                 assert self.agent.state(name) == "STOPPED"
 
     def judge(self) -> None:
@@ -135,11 +143,15 @@ class Until:
         for name in self.running:
             assert outcome(self._stub.DetectAnomalies, request(name, *SIZE, LIGHT))[:2] == (OK, "")
 
-    def make_room(self) -> None:
-        """Stop all models."""
+    def stop_all(self) -> None:
         while self.running:
             name = self.running.pop()
             self._stub.StopModel(pb2.StopModelRequest(model_component=name), timeout=PLENTY)
+
+    def counted(self) -> int:
+        """End the agent; return how many starts it has counted."""
+        assert self.agent.stop() == 0
+        return self.agent.calls(rpc="StartModel")
 
 
 def check_nothing_was_killed(agent: Agent, kills_before: int) -> None:
@@ -149,25 +161,32 @@ def check_nothing_was_killed(agent: Agent, kills_before: int) -> None:
     assert kernel_kills() == kills_before, "the kernel has killed a process"
 
 
-def start_until_refused(agent: Agent, starts: int) -> int:
-    """Start models until one is refused, and on; return the starts that the agent has counted."""
-    at = Until(agent)
-    at.start(AT_ONCE)
-    found_room_again, made_room = False, False
-    for _ in range(starts - AT_ONCE):
-        refused = at.refused
-        at.start(1)
-        if at.refused == refused:
-            found_room_again |= made_room
-            continue
-        at.judge()
-        at.make_room()
-        made_room = True
-    assert at.refused, "no model was refused"
-    assert found_room_again, "no model was accepted after others were stopped"
+def start_at_once(agent: Agent, needed: int) -> int:
+    """Start more models at once than there is memory for by what they state; return the starts that were counted."""
+    at = Until(agent, needed)
+    at.start(*SLOW_TO_LOAD[:AT_ONCE])
+    assert (len(at.running), at.refused) == (FIT, AT_ONCE - FIT), "it was not as many that fit"
     at.judge()
-    assert agent.stop() == 0
-    return agent.calls(rpc="StartModel")
+    # What they stated they have not taken: there is room again.
+    at.start(SLOW_TO_LOAD[AT_ONCE])
+    assert at.refused == AT_ONCE - FIT, "there is no room for one more"
+    return at.counted()
+
+
+def start_one_by_one(agent: Agent, starts: int) -> int:
+    """Start models, whose weights take real memory, until one is refused, and on; return the starts that were counted."""
+    at = Until(agent, NEEDED)
+    for _ in range(starts):
+        made_room = at.refused > 0 and not at.running
+        refused = at.refused
+        at.start(next(name for name in HEAVY if name not in at.running))
+        if at.refused > refused:
+            assert not made_room, "there is no room although all models were stopped"
+            at.judge()
+            at.stop_all()
+    assert at.refused, "no model was refused"
+    at.judge()
+    return at.counted()
 
 
 class Bombs:
@@ -180,16 +199,20 @@ class Bombs:
         agent.run_model(SOUND)
         self.sound = Neighbour(agent, SOUND)
         self._stub = agent.stub()
+        self._bombs = 0
         self._free = memory.available()
+        self._files = open_files(agent)
+        self._resident = resident(agent.pid)
 
     def go_off(self, name: str) -> None:
         if name == "at-once":
-            self.on_images([f"creeper-{number}" for number in range(AT_ONCE)])
+            self.on_images(CREEPERS_AT_ONCE)
         elif name in BOMBS:
             self.on_images([name])
         else:
             self.at_load(name)
         self.sound.check()
+        self._bombs += len(CREEPERS_AT_ONCE) if name == "at-once" else 1
 
     def on_images(self, names: list[str]) -> None:
         """Let models judge a black image all at once; fail unless each fails at it, is what it was, and is stopped."""
@@ -218,7 +241,9 @@ class Bombs:
 
     def check_memory(self) -> None:
         until(lambda: self.sound.other_workers() == [], "all bombs are gone")
-        check_free_again(self._free)
+        until(lambda: open_files(self.agent) <= self._files, "the agent has let go of what it shared with them")
+        assert resident(self.agent.pid) < self._resident + GROWTH
+        check_free_again(self._free, max(SLACK, self._bombs * LIMIT // 2))
 
     def counted(self) -> int:
         """Return how many bombs went off, by the agent, which has ended."""
@@ -233,8 +258,18 @@ def highest(pid: int) -> int:
     return int(line) * 1024
 
 
-def check_free_again(before: int, patience: float = 30.0) -> None:
-    until(lambda: memory.available() > before - SLACK, "the machine's memory is free again", patience)
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def open_files(agent: Agent) -> int:
+    """Return how much memory the agent shares with others, in files."""
+    links = [os.readlink(one) for one in Path(f"/proc/{agent.pid}/fd").iterdir()]
+    return sum(link.startswith("/memfd:") for link in links)
+
+
+def check_free_again(before: int, slack: int, patience: float = 30.0) -> None:
+    until(lambda: memory.available() > before - slack, "the machine's memory is free again", patience)
 
 
 def bombs_go_off(agent: Agent, most: int, plan: list[str]) -> int:
@@ -260,6 +295,7 @@ def planned(run: Run, counts: dict[str, int]) -> list[str]:
 
 # How many bombs of each kind: under memory_limit, and under what memory_reserve leaves.
 ONE_OF_EACH = dict.fromkeys([*BOMBS, *BOMBS_AT_LOAD], 1)
+ONE_OF_TWO = dict.fromkeys(["creeper", "bomb-at-load"], 1)
 MANY = {"bomb": 16, "creeper": 10, "bomb-at-load": 10, "creeper-at-load": 4, "at-once": 2}
 # What a process has besides, and what its threads leave of the address space that is reserved for them.
 BESIDES = 256 * MIB
@@ -268,15 +304,21 @@ BESIDES = 256 * MIB
 def test_costs_the_model_only(models, heavy_models, promises: Promises):
     with promises.run(PROMISE) as run:
         kills = kernel_kills()
+        stated = int(memory.available() / (FIT + 0.5))
+        with serving(heavy_models, model_settings={name: {"memory": stated} for name in SLOW_TO_LOAD}) as agent:
+            run.count(start_at_once(agent, -(-stated // MIB)))
+            check_nothing_was_killed(agent, kills)
         with serving(heavy_models, memory_reserve=reserve_for(ROOM)) as agent:
-            run.count(start_until_refused(agent, STARTS[run.full]))
+            run.count(start_one_by_one(agent, ONE_BY_ONE[run.full]))
             check_nothing_was_killed(agent, kills)
         with serving(models, memory_limit=LIMIT) as agent:
             run.count(bombs_go_off(agent, LIMIT + BESIDES, planned(run, MANY if run.full else ONE_OF_EACH)))
             check_nothing_was_killed(agent, kills)
-        with serving(models, memory_reserve=reserve_for(ROOM_FOR_BOMBS)) as agent:
-            run.count(bombs_go_off(agent, ROOM_FOR_BOMBS + BESIDES, planned(run, ONE_OF_EACH)))
-            check_nothing_was_killed(agent, kills)
+        for name in planned(run, ONE_OF_EACH if run.full else ONE_OF_TWO):
+            # An agent for each, since others take memory and give it back all the time.
+            with serving(models, memory_reserve=reserve_for(ROOM_FOR_BOMBS)) as agent:
+                run.count(bombs_go_off(agent, ROOM_FOR_BOMBS + BESIDES, [name]))
+                check_nothing_was_killed(agent, kills)
 
 
 def limit(pid: int, name: str) -> list[int]:
@@ -344,7 +386,13 @@ def core_files() -> Iterator[None]:
 
 def test_notices_that_none_is_refused(heavy_models):
     with serving(heavy_models) as agent, pytest.raises(AssertionError, match="no model was refused"):
-        start_until_refused(agent, AT_ONCE)
+        start_one_by_one(agent, 2)
+
+
+def test_notices_models_that_count_on_the_same_memory(heavy_models):
+    """What they state is what they take, which is little: all fit."""
+    with serving(heavy_models) as agent, pytest.raises(AssertionError, match="it was not as many that fit"):
+        start_at_once(agent, NEEDED)
 
 
 def test_notices_a_bomb_that_does_not_go_off(models):
@@ -370,8 +418,8 @@ def test_notices_a_worker_that_was_killed(models):
 
 def test_notices_memory_that_is_not_free_again():
     before = memory.available()
-    kept = np.ones(SLACK // 8)
+    kept = np.ones(SLACK // 2 // 8)
     with pytest.raises(AssertionError, match="in vain until the machine's memory is free again"):
-        # As if twice as much were kept, so that what others give back meanwhile does not hide it.
-        check_free_again(before + SLACK, patience=0.1)
+        # As if more were kept, so that what others give back meanwhile does not hide it.
+        check_free_again(before + SLACK, SLACK, patience=0.1)
     assert kept.all()
