@@ -224,5 +224,5 @@ def test_notices_what_is_left(models):
         told = {stack.enter_context(something(kind, agent)) for kind in kinds}
         begin = agent.terminate(children_first=False)
         with pytest.raises(AssertionError, match="this is left of the agent: "):
-            agent.check_end(begin, END, liveness=1.0)
+            agent.check_end(begin, END, liveness=0.1)
         assert set(agent.left()) == told
