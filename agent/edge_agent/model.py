@@ -172,28 +172,21 @@ class Model:
         self._ledger.settle(self._beside(found))
         with self._lock:
             self._swapping = False
-            if self._serving is not serving:
-                return  # it was stopped meanwhile
-            if reason:
+            if reason and self._serving is serving:  # else it was stopped meanwhile
                 self._not_swapped = found.signature, reason
                 logger.warning("%s: version %s cannot take over: %s", self.name, found.version, reason)
-            elif serving.found is found:  # else it is being stopped
-                self._taken_over(found)
 
-    def _followed(self, serving: Serving, found: Found) -> None:
-        """Take note that a package was started in the place of the one before, whose files are gone."""
+    def _took_over(self, serving: Serving, found: Found) -> None:
+        """Take note that another package judges the calls by now."""
         with self._lock:
-            if self._serving is serving:
-                self._taken_over(found)
-
-    def _taken_over(self, found: Found) -> None:
-        """Take note that another package judges the calls by now; the lock must be held."""
-        self._found = found
-        self._metrics.happened("swapped", self.name)
-        waiting = self._waiting
-        if waiting and (waiting.folder, waiting.signature) == (found.folder, found.signature):
-            self._wait_with(None)
-        logger.info("%s: version %s has taken over", self.name, found.version)
+            if self._serving is not serving:
+                return
+            self._found = found
+            self._metrics.happened("swapped", self.name)
+            waiting = self._waiting
+            if waiting and (waiting.folder, waiting.signature) == (found.folder, found.signature):
+                self._wait_with(None)
+            logger.info("%s: version %s has taken over", self.name, found.version)
 
     def _beside(self, found: Found) -> str:
         """Name the memory of a package that is loaded beside the one that runs."""
@@ -357,7 +350,7 @@ class Model:
             queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"))
             budget = RestartBudget() if self._settings.restart == "on-failure" else None
             serving = Serving(
-                self.name, starter, (self._found, worker), queue, budget, self._metrics, self._failed, self._followed
+                self.name, starter, (self._found, worker), queue, budget, self._metrics, self._failed, self._took_over
             )
             with self._lock:
                 self._serving = serving

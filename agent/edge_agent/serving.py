@@ -93,12 +93,12 @@ class Serving:
         budget: RestartBudget | None,
         metrics: Metrics,
         failed: Callable[["Serving", str], None],
-        followed: Callable[["Serving", Found], None],
+        took_over: Callable[["Serving", Found], None],
     ) -> None:
         """Serve with a worker that has loaded a package.
 
         `budget` says how often a dead worker is replaced, None never; `failed` is told when that is over, with what
-        operators are told, and `followed` when a dead worker was replaced by one of the package that was to follow.
+        operators are told, and `took_over` of each other package that is judged by from then on, in their order.
         """
         self._name = name
         self._starter = starter
@@ -106,7 +106,7 @@ class Serving:
         self._budget = budget
         self._metrics = metrics
         self._failed = failed
-        self._followed = followed
+        self._took_over = took_over
         self._lock = threading.Lock()
         # Held while a worker is put in the place of another.
         self._changing = threading.Lock()
@@ -232,7 +232,8 @@ class Serving:
         with self._lock:
             late = self._ended.is_set()
             if not late:
-                old, self._worker, self._found = self._worker, worker, found
+                old, before = self._worker, self._found
+                self._worker, self._found = worker, found
                 self.note = ""
                 self._queue.resume()
         if late:
@@ -240,6 +241,8 @@ class Serving:
             worker.wait()
             worker.release()
             return None
+        if found is not before:
+            self._took_over(self, found)
         self._look_after(worker)
         return old
 
@@ -292,11 +295,7 @@ class Serving:
             if self._ended.is_set() or self._worker is not None:  # a swap came first
                 return
             try:
-                before = self._found
-                found, worker = self._start()
-                self._install(found, worker)
-                if self._found is not before:
-                    self._followed(self, found)
+                self._install(*self._start())
             except PackageRefused as refusal:
                 self._fail(str(refusal), str(refusal))
             except WorkerDied as death:

@@ -1,5 +1,7 @@
 """What a model makes of the looks at its folder, which may be older than what a start has read itself."""
 
+from collections.abc import Callable
+
 import pytest
 
 from edge_agent import packages as package_files
@@ -70,8 +72,9 @@ def test_a_start_that_has_waited_for_the_disk_has_seen_the_last_of_it(folder):
 class Serving:
     """What serves the calls, as far as a swap asks for it."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, took_over: Callable[["Serving", Found], None]) -> None:
         self.found = found
+        self.took_over = took_over
         self.note = ""
         self.announced: list[Found | None] = []
         self.takes = True
@@ -79,6 +82,7 @@ class Serving:
     def swap(self, found: Found) -> None:
         if self.takes:
             self.found = found
+            self.took_over(self, found)
 
     def announce(self, found: Found | None) -> None:
         self.announced.append(found)
@@ -91,7 +95,7 @@ def swapping(folder):
     again = package_files.look(folder, folder.parent, Rules())
     made = Model(old, Settings(), None, MemoryLedger(0), Metrics())
     made._state = State.RUNNING
-    made._serving = Serving(old)
+    made._serving = Serving(old, made._took_over)
     return made, made._serving, new, again
 
 
@@ -130,10 +134,10 @@ def test_what_was_started_in_the_place_of_the_old_one_is_what_is_told(swapping):
     model._wait_with(again)
     model._not_swapped = new.signature, "There is no memory for both."
     assert "cannot take over: There is no memory for both." in model.describe()[1]
-    model._followed(serving, new)
+    model._took_over(serving, new)
     assert (model.found, swapped(model)) == (new, 1)
     assert not changed(model)
-    model._followed(Serving(new), new)
+    model._took_over(Serving(new, model._took_over), new)
     assert swapped(model) == 1, "of another start nothing is known"
 
 

@@ -169,7 +169,7 @@ class Board:
         self.metrics = Metrics()
         self.queue = CallQueue("board", limit)
         self.failed: list[str] = []
-        self.followed: list[Found] = []
+        self.took_over: list[Found] = []
         self.first = found("1")
         self.serving = Serving(
             "board",
@@ -179,7 +179,7 @@ class Board:
             budget,
             self.metrics,
             lambda _, reason: self.failed.append(reason),
-            lambda _, following: self.followed.append(following),
+            lambda _, taken: self.took_over.append(taken),
         )
         self.serving.watch()
 
@@ -443,7 +443,7 @@ class TestSwap:
         assert [one.outcome for one in waits] == ["2"] * 3
         assert all(one.prepared == [second.package.manifest] for one in waits)
         assert (board.serving.found, board.serving.worker) == (second, board.worker)
-        assert (old.stopped, old.released, board.counted("died"), board.followed) == (True, 1, 0, [])
+        assert (old.stopped, old.released, board.counted("died"), board.took_over) == (True, 1, 0, [second])
 
     def test_calls_go_on_while_it_loads(self, board):
         board.starter.go_on.clear()
@@ -461,14 +461,37 @@ class TestSwap:
             board.serving.swap(found("2"))
         assert board.serving.found is board.first
         assert Call(board).outcome == "1"
-        assert (board.counted("died"), board.failed) == (0, [])
+        assert (board.counted("died"), board.failed, board.took_over) == (0, [], [])
 
     def test_whose_worker_dies_afterwards_is_started_again_as_it_is(self, board):
         board.serving.swap(found("2"))
         board.worker.die()
         assert Call(board).outcome == "2"
         assert board.starter.started == ["1", "2", "2"]
-        assert board.counted("died") == 1
+        assert (board.counted("died"), len(board.took_over)) == (1, 1)
+
+    def test_is_told_although_another_follows_at_once(self, board):
+        """The new one dies, and the one after it is started in its place, while the old one still ends."""
+        old, second, third = board.worker, found("2"), found("3")
+        ending, may_end, stop = threading.Event(), threading.Event(), old.stop
+
+        def take_long() -> None:
+            ending.set()
+            assert may_end.wait(30)
+            stop()
+
+        old.stop = take_long
+        swap = board.in_thread(board.serving.swap, second)
+        assert ending.wait(30)
+        board.starter.fails["2"] = PackageRefused("The package's files are gone.")
+        board.serving.announce(third)
+        board.worker.die()
+        until(lambda: board.took_over == [second, third], "both are told, in their order")
+        assert swap.is_alive()
+        may_end.set()
+        swap.join(30)
+        assert Call(board).outcome == "3"
+        assert (board.took_over, board.serving.found) == ([second, third], third)
 
     @pytest.mark.parametrize("loads", [True, False])
     def test_the_old_one_dies_meanwhile(self, board, loads):
@@ -517,11 +540,11 @@ class TestFollowing:
         board.starter.fails["1"] = self.GONE
         board.worker.die()
         assert Call(board).outcome == "2"
-        until(lambda: board.followed == [second], "it is told")
+        until(lambda: board.took_over == [second], "it is told")
         assert board.serving.found is second
         board.worker.die()
         assert Call(board).outcome == "2"
-        assert board.followed == [second], "that is told once"
+        assert board.took_over == [second], "that is told once"
         assert board.failed == []
 
     def test_is_not_started_once_more_by_its_swap(self, board):
@@ -538,12 +561,13 @@ class TestFollowing:
         assert Call(board).outcome == "2"
         assert board.starter.started == ["1", "1", "2"]
         assert board.serving.found is second
+        assert board.took_over == [second], "that is told once"
 
     def test_is_not_while_the_files_are_there(self, board):
         board.serving.announce(found("2"))
         board.worker.die()
         assert Call(board).outcome == "1"
-        assert board.followed == []
+        assert board.took_over == []
 
     def test_is_not_when_it_is_refused(self, board):
         board.serving.announce(Found("board", "2", Path("/"), Path("/"), (), None, "no threshold"))

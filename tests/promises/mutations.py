@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TREE = ("agent/edge_agent", "tests", "pyproject.toml")
 LONGEST = 600.0
 FAILED = 1
+# In the place of an exit code, of a suite that did not come to its end.
+ENDLESS = 124
 # A suite's controls, whose agents are broken in ways of their own, say nothing of a mutation.
 NO_CONTROLS = "not notice"
 
@@ -263,28 +265,31 @@ def environment(place: Path) -> dict[str, str]:
 
 def run(place: Path, suite: str) -> tuple[int, str]:
     """Run a suite up to its first failure; return pytest's exit code and the tests that failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", NO_CONTROLS, suite]
-    process = subprocess.Popen(
-        command,
-        cwd=place.parent / "tree",
-        env=environment(place),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        return FAILED, "it did not come to its end"
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # what a broken agent leaves is of its group
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    failed = re.findall(r"^(?:FAILED|ERROR) \S*?::(\S+)", output, re.MULTILINE)
-    if process.returncode not in (0, FAILED):
-        print(output)
-    return process.returncode, ", ".join(dict.fromkeys(failed))
+    command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-k", NO_CONTROLS, suite]
+    # Into a file: whatever a broken agent leaves may hold a pipe open for ever.
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [*command, "-o", f"faulthandler_timeout={LONGEST / 2:g}"],
+            cwd=place.parent / "tree",
+            env=environment(place),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            code = ENDLESS
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # what is left is of its group
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        text = output.read()
+    if code not in (0, FAILED):
+        print(text, flush=True)
+    failed = re.findall(r"^(?:FAILED|ERROR) \S*?::(\S+)", text, re.MULTILINE)
+    return code, ", ".join(dict.fromkeys(failed)) or ("" if code == 0 else f"exit code {code}")
 
 
 def all_is_well(folder: Path, suites: Iterable[str]) -> bool:
@@ -306,7 +311,7 @@ def is_caught(folder: Path, mutation: Mutation) -> bool:
         code, failed = run(place, suite)
         if code == FAILED:
             caught.append(suite)
-        print(f"  {suite}: {failed if code == FAILED else 'noticed nothing'}", flush=True)
+        print(f"  {suite}: {failed or 'noticed nothing'}", flush=True)
     outcome = f"caught by {', '.join(caught)}" if caught else "NOT CAUGHT"
     print(f"{mutation.name}: {outcome}", flush=True)
     return bool(caught)

@@ -16,6 +16,8 @@ ROOT = HERE.parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "promises.json"
 # Those that have passed in a run that has not come to its end.
 DONE = ROOT / ".promises-done"
+# Seconds that a promise may take; one that takes longer shows where it is.
+LONGEST = 480
 
 
 def suites() -> dict[str, Path]:
@@ -36,7 +38,7 @@ def run(identity: str, path: Path) -> bool:
     """Run one promise; return whether it was kept."""
     print(f"== {identity}: {path.relative_to(ROOT)}", flush=True)
     begin = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-s", str(path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-o", f"faulthandler_timeout={LONGEST}", str(path)]
     done = subprocess.run([*command, "--promises", "full", "--promise-results", str(RESULTS)], cwd=ROOT, check=False)
     print(
         f"== {identity}: {'kept' if done.returncode == 0 else 'BROKEN'} in {time.monotonic() - begin:.0f} s", flush=True
