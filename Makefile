@@ -22,8 +22,9 @@ TORCH_VENV := $(VENV)-torch
 
 .PHONY: test test-torch test-components promises mutations lint demo proto lock clean
 
+# Two files of tests at a time: most of them wait for processes.
 test: $(VENV)/.installed lint
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # Packages from TorchScript, with a CPU build of PyTorch where pip finds one.
 test-torch: $(TORCH_VENV)/.installed
@@ -31,7 +32,7 @@ test-torch: $(TORCH_VENV)/.installed
 
 # The Greengrass components: their recipes, their scripts, and their lifecycles as each nucleus would run them.
 test-components: $(VENV)/.installed
-	$(BIN)/pytest -m components tests/greengrass tests/recipes $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m components tests/greengrass tests/recipes $(PYTEST_ARGS)
 
 # Each promise with its full count of cases, one after the other; an interrupted run goes on where it was. One alone, as
 # in `make promise-C1`. Results: benchmarks/results/promises.json.

@@ -8,6 +8,9 @@ from pathlib import Path
 
 # Before any test imports the runtime, which else sends telemetry and leaves a file of its own in the temporary folder.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# Agents are started under another uid, for which subprocess forks: gRPC's handlers of forks then halt all of its threads
+# while other threads are in the middle of calls. Nothing here uses gRPC in a forked process.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import posix_ipc
 import pytest

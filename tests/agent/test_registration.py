@@ -148,10 +148,12 @@ class TestPlaces:
     """Packages are looked for below the allowed roots, by whom nobody else can have put anything there."""
 
     @pytest.fixture
-    def root(self, tmp_path) -> Path:
-        root = tmp_path / "packages"
+    def root(self, folder) -> Path:
+        """Short, so that errors show it whole."""
+        os.chown(folder, ME, -1)
+        root = folder / "packages"
         root.mkdir(mode=0o755)
-        (tmp_path / "unpacked").mkdir(mode=0o700)
+        (folder / "unpacked").mkdir(mode=0o700)
         return root
 
     def find(self, root: Path, path: Path | str, trusted=(0, ME)):

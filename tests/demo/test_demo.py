@@ -66,11 +66,11 @@ def test_the_mask_is_where_the_defect_is(tmp_path):
         assert not (marked & ~near).any(), defect
 
 
-def test_a_wrong_verdict_ends_with_1(monkeypatch, tmp_path):
+def test_a_wrong_verdict_ends_with_1(monkeypatch, folder):
     """Negative control: boards that are called defective and are not."""
     from edge_agent.cli.demo import demo
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     real = Line.good
     monkeypatch.setattr(
         Line, "defective", lambda self, defect: boards.Board(real(self).pixels, defect, real(self).where)
@@ -91,30 +91,30 @@ sys.exit(main())
 """
 
 
-def test_nothing_is_left_but_the_results(tmp_path):
-    env = environment(TMPDIR=str(tmp_path))
+def test_nothing_is_left_but_the_results(folder):
+    env = environment(TMPDIR=str(folder))
     prefix = f"edge-agent-test-{os.urandom(6).hex()}-"
     command = [sys.executable, "-c", NAMED, prefix, "demo", "--seed", "5"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (results,) = tmp_path.iterdir()
+    (results,) = folder.iterdir()
     assert [path.name for path in results.iterdir()] == ["overlays"]
     assert f"Overlays: {results / 'overlays'}" in done.stdout
     assert list(Path("/dev/shm").glob(f"{prefix}*")) == []
 
 
-def test_sigterm_ends_it_in_order(tmp_path):
+def test_sigterm_ends_it_in_order(folder):
     """Its agent and its temporary folder go with it."""
-    command = [sys.executable, "-m", "edge_agent", "demo", "--keep", str(tmp_path / "kept")]
-    (tmp_path / "tmp").mkdir()
-    env = environment(TMPDIR=str(tmp_path / "tmp"))
+    command = [sys.executable, "-m", "edge_agent", "demo", "--keep", str(folder / "kept")]
+    (folder / "tmp").mkdir()
+    env = environment(TMPDIR=str(folder / "tmp"))
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         (agent,) = until(lambda: [pid for pid in descendants(process.pid) if parent(pid) == process.pid], "its agent")
         process.terminate()
         _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (143, "")
     assert not alive(agent)
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((folder / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -135,21 +135,27 @@ def test_bad_arguments(tmp_path, arguments, words):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_file_that_cannot_be_written_is_told_in_a_sentence(monkeypatch, tmp_path):
+def test_a_file_that_cannot_be_written_is_told_in_a_sentence(monkeypatch, folder):
     from edge_agent.cli.demo import demo
     from edge_agent.demo import run as demo_run
 
     def full(*_):
         raise OSError(28, "No space left on device", "/x/good-1.png")
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(demo_run.template, "to_onnx", full)
     done = CliRunner().invoke(demo, [])
     assert (done.exit_code, done.stderr) == (
         1,
         "Error: The demo could not be run: /x/good-1.png: No space left on device.\n",
     )
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    deep = folder / ("deep" * 30)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    done = CliRunner().invoke(demo, [])
+    assert (done.exit_code, "a socket path may have 107 bytes at most" in done.stderr) == (1, True)
+    assert done.stderr.endswith(" Name another folder in TMPDIR.\n")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "nowhere"))
     done = CliRunner().invoke(demo, [])
     assert (done.exit_code, "name another in TMPDIR" in done.stderr) == (1, True)
 

@@ -35,8 +35,8 @@ def place(owner: User | None = None) -> Path:
 def environment(**extra: str) -> dict[str, str]:
     """Return an environment without settings of the agent in it."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGE_AGENT_")}
-    clean.pop("STATE_DIRECTORY", None)
-    clean.pop("XDG_STATE_HOME", None)
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "GRPC_ENABLE_FORK_SUPPORT"):
+        clean.pop(name, None)
     if code_path():
         clean["PYTHONPATH"] = code_path()
     return {**clean, "HOME": "/nonexistent", **extra}

@@ -15,6 +15,7 @@ import click
 from PIL import Image
 
 from edge_agent import overlay
+from edge_agent.address import socket_path
 from edge_agent.cli.tables import table
 from edge_agent.client import AgentUnavailable, CallFailed, Detection, EdgeAgentClient
 from edge_agent.demo.boards import DEFECTS, HEIGHT, WIDTH, Board, Line
@@ -54,6 +55,7 @@ def demo(seed: int, keep: Path | None) -> bool:
     except OSError as error:
         raise DemoFailed(f"No temporary folder can be made: {error.strerror}; name another in TMPDIR.") from None
     try:
+        socket = _socket(folder)
         line = Line(seed)
         click.echo(f"Rendering {TRAINING} good boards and fitting a template to them (seed {seed})...")
         normals = [line.good().pixels for _ in range(TRAINING)]
@@ -63,7 +65,7 @@ def demo(seed: int, keep: Path | None) -> bool:
         # Green would not be seen on a circuit board.
         writing.write(package, manifest, template.to_onnx(fitted), NAME, colours={"defect": "#FF2EDC"})
         click.echo("Starting the agent and the model...")
-        with _agent(folder) as client:
+        with _agent(folder, socket) as client:
             try:
                 client.start_and_wait(NAME, timeout=PATIENCE)
                 inspected = _inspect(client, line)
@@ -84,10 +86,16 @@ def demo(seed: int, keep: Path | None) -> bool:
     return wrong == 0
 
 
+def _socket(folder: Path) -> Path:
+    try:
+        return socket_path(str(folder / "agent.sock"))
+    except ValueError as error:
+        raise DemoFailed(f"No agent can be reached in {folder}: {error}. Name another folder in TMPDIR.") from None
+
+
 @contextlib.contextmanager
-def _agent(folder: Path) -> Iterator[EdgeAgentClient]:
-    """Serve `folder`/models on a socket of its own; yield a client once the agent answers."""
-    socket = folder / "agent.sock"
+def _agent(folder: Path, socket: Path) -> Iterator[EdgeAgentClient]:
+    """Serve `folder`/models on a socket; yield a client once the agent answers."""
     command = [
         sys.executable,
         "-m",
