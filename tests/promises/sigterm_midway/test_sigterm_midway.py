@@ -5,7 +5,7 @@
    again and again and is to be started after a while; a new version that loads for ever beside the old one, or waits
    for a call that does not come to an end.
 2. It gets SIGTERM, at random its processes before it.
-3. It ends with exit code 0, within drain_timeout and MARGIN: together less than Greengrass waits before it kills.
+3. It ends with exit code 0, before Greengrass would kill it; with the default drain_timeout that is MARGIN beyond it.
 4. Every call that was accepted is answered, as the agent has counted it; no process, socket, segment or file of its own
    is left but what stays between runs.
 """
@@ -175,7 +175,7 @@ def test_ends_in_time(models, module_folder, promises: Promises):
         for number, kind in enumerate(kinds):
             first = run.random.random() < 0.5
             with midway(models, module_folder / f"own-{number}", kind, **settings) as at:
-                seconds = end(at, drain + MARGIN, MIDWAY[kind], children_first=first)
+                seconds = end(at, GREENGRASS, MIDWAY[kind], children_first=first)
                 longest = max(longest, seconds)
                 if at.agent.process.returncode == 0:
                     ended.add(at.agent.pid)
