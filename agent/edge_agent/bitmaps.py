@@ -5,6 +5,7 @@ would kill the reader with SIGBUS, while `preadv` merely reads less.
 """
 
 import errno
+import math
 import os
 import stat
 from dataclasses import dataclass
@@ -112,25 +113,24 @@ def check_mask(mask: Segment, image: Image) -> None:
         )
     source = image.segment
     if source and source.name == mask.name:
-        apart = source.offset + source.size <= mask.offset or mask.offset + image.packed_size <= source.offset
-        if not apart:
-            raise InvalidArgument(
-                "anomaly_mask_params.shared_memory_handle overlaps bitmap.shared_memory_handle; give the mask a range of its own."
-            )
+        _check_apart(source, mask, image.packed_size)
 
 
-def copy_in(image: Image, target: memoryview) -> None:
-    """Fill `target`, `stride * height` bytes, from the image's segment.
+def copy_in(image: Image, target: memoryview, mask: "MaskTarget | None" = None) -> None:
+    """Fill `target`, `stride * height` bytes, from the image's segment; `mask` is where the mask is to go, if anywhere.
 
     Raises:
-        InvalidArgument: the segment is missing, not readable or too short.
+        InvalidArgument: the segment is missing, not readable or too short, or the mask would overwrite the image.
 
     """
     source = image.segment
     assert source is not None  # an inline image never comes here
     fd = _open("bitmap.shared_memory_handle", source.name, os.O_RDONLY)
     try:
-        _check_bounds("bitmap.shared_memory_handle", source, source.size, os.fstat(fd).st_size)
+        opened = os.fstat(fd)
+        _check_bounds("bitmap.shared_memory_handle", source, source.size, opened.st_size)
+        if mask:
+            mask.check_apart(source, opened)
         done = 0
         while done < len(target):
             count = os.preadv(fd, [target[done:]], source.offset + done)
@@ -142,6 +142,17 @@ def copy_in(image: Image, target: memoryview) -> None:
             done += count
     finally:
         os.close(fd)
+
+
+def frames_that_fit() -> float:
+    """Return how many images of the largest size there is room for in /dev/shm, inf where it has no limit of its own.
+
+    Raises:
+        OSError: there is no /dev/shm.
+
+    """
+    there = os.statvfs(SEGMENTS)
+    return there.f_bavail * there.f_frsize // LARGEST_IMAGE if there.f_blocks else math.inf
 
 
 class MaskTarget:
@@ -158,6 +169,14 @@ class MaskTarget:
         except BaseException:
             self.close()
             raise
+
+    def check_apart(self, source: Segment, opened: os.stat_result) -> None:
+        """Raise InvalidArgument when the mask would overwrite the image in `source`, which was `opened`.
+
+        One segment may have many names: hard links.
+        """
+        if os.path.samestat(opened, os.fstat(self._fd)):
+            _check_apart(source, self._mask, self._size)
 
     def write(self, pixels: memoryview) -> None:
         """Write the mask's bytes at the handle's offset.
@@ -206,6 +225,14 @@ def _open(field: str, name: str, access: int) -> int:
         os.close(fd)
         raise InvalidArgument(f"{field}.name {shown(name)} is not a shared memory segment; create one with shm_open.")
     return fd
+
+
+def _check_apart(source: Segment, mask: Segment, written: int) -> None:
+    """Raise InvalidArgument unless the `written` bytes of a mask are apart from the image in the same segment."""
+    if mask.offset < source.offset + source.size and source.offset < mask.offset + written:
+        raise InvalidArgument(
+            "anomaly_mask_params.shared_memory_handle overlaps bitmap.shared_memory_handle; give the mask a range of its own."
+        )
 
 
 def _check_bounds(field: str, where: Segment, needed: int, there: int) -> None:

@@ -13,10 +13,10 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import address
+from edge_agent import address, bitmaps
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
-from edge_agent.errors import shown
+from edge_agent.errors import InvalidArgument, shown
 from edge_agent.images import pixels_of
 from edge_agent.segments import SegmentPool
 
@@ -251,6 +251,7 @@ class EdgeAgentClient:
             model_component=_component(name), bitmap=pb2.Bitmap(width=width, height=height)
         )
         if not shm:
+            _check_inline(pixels)
             request.bitmap.byte_data = pixels.tobytes()
             return _detection(self._call("DetectAnomalies", request, timeout), None)
         frame = self._segments.lend(pixels.nbytes)
@@ -300,6 +301,17 @@ def _component(name: str) -> str:
     return name
 
 
+def _check_inline(pixels: NDArray[np.uint8]) -> None:
+    """Raise ImageRejected, as the agent would, for an image so large that gRPC would refuse its message before the agent sees it."""
+    if pixels.nbytes <= bitmaps.LARGEST_IMAGE:
+        return
+    height, width = pixels.shape[:2]
+    try:
+        bitmaps.describe(width, height, None, pixels.nbytes)
+    except InvalidArgument as error:
+        raise ImageRejected(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+
+
 def _info(message: Any) -> ModelInfo:
     return ModelInfo(
         message.model_component,
@@ -321,10 +333,7 @@ def _detection(response: Any, shared: NDArray[np.uint8] | None) -> Detection:
     result = response.detect_anomaly_result
     mask = None
     if result.HasField("anomaly_mask"):
-        bitmap = result.anomaly_mask
-        inline = bitmap.WhichOneof("data") == "byte_data"
-        pixels = np.frombuffer(bitmap.byte_data, np.uint8) if inline else shared
-        mask = None if pixels is None else pixels.reshape(bitmap.height, bitmap.width, 3)
+        mask = _mask(result.anomaly_mask, shared)
     return Detection(
         is_anomalous=result.is_anomalous,
         confidence=result.confidence,
@@ -336,3 +345,16 @@ def _detection(response: Any, shared: NDArray[np.uint8] | None) -> Detection:
         ),
         mask=mask,
     )
+
+
+def _mask(bitmap: Any, shared: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+    """Return the pixels of a mask, inline or `shared`; raise CallFailed when they are not as many as the answer says."""
+    inline = bitmap.WhichOneof("data") == "byte_data"
+    pixels = np.frombuffer(bitmap.byte_data, np.uint8) if inline else shared
+    if pixels is None:
+        return None
+    width, height = bitmap.width, bitmap.height
+    if width < 1 or height < 1 or pixels.size != 3 * width * height:
+        told = f"The agent answered with a mask of {width}x{height} pixels in {pixels.size} bytes, which do not fit."
+        raise CallFailed(grpc.StatusCode.INTERNAL, told)
+    return pixels.reshape(height, width, 3)

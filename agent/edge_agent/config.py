@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -21,14 +20,14 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    YamlConfigSettingsSource,
 )
 
-from edge_agent import address
+from edge_agent import address, settings_file
 from edge_agent.errors import AgentRefused, printable
 from edge_agent.log import LogSettings
 from edge_agent.packages import Rules
@@ -72,9 +71,19 @@ def _mode(value: object) -> int:
     return int(value, 8)
 
 
+def _number(value: object) -> object:
+    """Refuse what YAML reads of true, yes and on, and the same of false, which would count as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("write a number; true and false are none")  # noqa: TRY004  (what pydantic tells of)
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+Size = Annotated[ByteSize, BeforeValidator(_number)]
 Folders = Annotated[tuple[Path, ...], NoDecode, _split(":")]
 Names = Annotated[tuple[str, ...], NoDecode, _split(",")]
-Uids = Annotated[tuple[int, ...], NoDecode, _split(",")]
+Uids = Annotated[tuple[Annotated[Whole, Field(ge=0, le=LARGEST_ID)], ...], NoDecode, _split(",")]
 Mode = Annotated[int, BeforeValidator(_mode)]
 
 
@@ -83,12 +92,12 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threads: Annotated[int, Field(ge=0, le=1024)] | None = None
+    threads: Annotated[Whole, Field(ge=0, le=1024)] | None = None
     spinning: bool | None = None
-    queue_limit: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    call_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    memory: ByteSize | None = None
-    memory_limit: ByteSize | None = None
+    queue_limit: Annotated[Whole, Field(ge=0, le=100_000)] | None = None
+    call_timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
+    memory: Size | None = None
+    memory_limit: Size | None = None
 
 
 class Settings(BaseSettings):
@@ -105,7 +114,7 @@ class Settings(BaseSettings):
         description="Group of the socket (name or number); empty: the agent's own. A missing group is a warning.",
     )
     models: Folders = Field((), description="Folders in which model packages are looked for.")
-    scan_interval: float = Field(
+    scan_interval: Number = Field(
         1.0,
         ge=0.05,
         le=3600,
@@ -141,17 +150,17 @@ class Settings(BaseSettings):
     autostart: Names = Field((), description="Models to start with the agent.")
     restore: bool = Field(True, description="Start again the models that were started when the agent ended.")
     allow_root: bool = Field(False, description="Allow the agent to run as uid 0.")
-    max_calls: int = Field(64, ge=1, le=4096, description="Detections in hand over all models; one more is refused.")
-    queue_limit: int = Field(
+    max_calls: Whole = Field(64, ge=1, le=4096, description="Detections in hand over all models; one more is refused.")
+    queue_limit: Whole = Field(
         16, ge=0, le=100_000, description="Detections of one model that may wait; one more is refused."
     )
-    call_timeout: float | None = Field(
+    call_timeout: Number | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
         description="Seconds a model may take for one image; default: the larger of 10 s and 20 times its warm-up.",
     )
-    load_timeout: float = Field(300.0, gt=0, allow_inf_nan=False, description="Seconds a model may take to load.")
+    load_timeout: Number = Field(300.0, gt=0, allow_inf_nan=False, description="Seconds a model may take to load.")
     restart: Literal["on-failure", "never"] = Field(
         "on-failure",
         description="Whether a model's process that dies is replaced while the model stays RUNNING; `never`: it is FAILED.",
@@ -160,24 +169,24 @@ class Settings(BaseSettings):
         "keep",
         description="What becomes of a RUNNING model that is in no source any more while its files are still there.",
     )
-    drain_timeout: float = Field(
+    drain_timeout: Number = Field(
         4.0, ge=0, le=3600, description="Seconds that accepted calls get to finish when a model or the agent stops."
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of a model's runtime; 0: one for each core.")
+    threads: Whole = Field(0, ge=0, le=1024, description="CPU threads of a model's runtime; 0: one for each core.")
     spinning: bool = Field(False, description="Let the runtime's threads spin: faster on an idle machine only.")
-    memory_factor: float = Field(
+    memory_factor: Number = Field(
         4.0,
         gt=0,
         le=1000,
         description="Memory of a model that does not state it: this factor times its file, plus 96 MiB.",
     )
-    memory_reserve: ByteSize = Field(
+    memory_reserve: Size = Field(
         ByteSize(128 << 20), description="Memory that must remain available after a model is loaded."
     )
-    memory_limit: ByteSize | None = Field(
+    memory_limit: Size | None = Field(
         None, description="Memory that a model's process may take at most; default: what is free when it is started."
     )
-    inline_mask_limit: ByteSize | None = Field(
+    inline_mask_limit: Size | None = Field(
         None, description="Leave out an inline mask above this many bytes (for clients with gRPC's 4 MiB limit)."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -187,7 +196,7 @@ class Settings(BaseSettings):
     log_file: Path | None = Field(
         None, description="File that log lines are also written to; at its size it is renamed to `<file>.1`."
     )
-    log_file_size: ByteSize = Field(
+    log_file_size: Size = Field(
         ByteSize(10 << 20),
         gt=0,
         description="Bytes after which the log file is renamed; there are never more than two.",
@@ -262,19 +271,19 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003  (the library's signature)
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (the library's signature)
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Give flags the first word, then the environment, then the file."""
+        """Give flags the first word, then the environment; `load` adds the file."""
         assert isinstance(env_settings, EnvSettingsSource)
         may_be_empty = f"{PREFIX}{MAY_BE_EMPTY}".lower()
         env_settings.env_vars = {
             name: value for name, value in env_settings.env_vars.items() if value or name == may_be_empty
         }
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings
 
 
 def _greengrass_root(registry: Path) -> Path | None:
@@ -295,11 +304,15 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
 
     """
     flags = dict(flags or {})
-    if file is not None:
-        _check_yaml(file)
+    content = {} if file is None else settings_file.read(file)
 
     class Loaded(Settings):
-        model_config = SettingsConfigDict(yaml_file=file)
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: Any, **more: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            before = super().settings_customise_sources(settings_cls, *sources, **more)
+            return *before, InitSettingsSource(settings_cls, content)
 
     Loaded.__name__ = "Settings"
     try:
@@ -307,7 +320,8 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
     except SettingsError as error:  # the library's word for a variable that is not JSON where it must be
         raise AgentRefused(f"{error}; write it as JSON, or use --config.") from None
     except ValidationError as error:
-        lines = [f"{_where(one['loc'], flags, file)}: {_what(one)}" for one in error.errors(include_url=False)]
+        told = error.errors(include_url=False)
+        lines = [printable(f"{_where(one['loc'], flags, file)}: {_what(one)}") for one in told]
         raise AgentRefused("\n".join(lines)) from None
     return settings
 
@@ -326,18 +340,6 @@ def strange_variables() -> list[str]:
         near = difflib.get_close_matches(key, known, 1)
         told.append(f"{printable(name)} is no setting and is ignored{f'; {PREFIX}{near[0]} is one' if near else ''}.")
     return told
-
-
-def _check_yaml(file: Path) -> None:
-    """Refuse a file that is missing, not YAML or not a mapping, before the library passes over it in silence."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AgentRefused(f"--config {file}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise AgentRefused(f"--config {file} is not YAML: {error}") from None
-    if content is not None and not isinstance(content, dict):
-        raise AgentRefused(f"--config {file} must be a mapping of settings, as in `max_calls: 64`")
 
 
 def _where(location: tuple[int | str, ...], flags: Mapping[str, object], file: Path | None) -> str:

@@ -1,5 +1,6 @@
 """Every way a call can fail; each class states its gRPC code once."""
 
+import errno
 from enum import IntEnum
 
 SHOWN = 80
@@ -108,6 +109,11 @@ class PackageRefused(Exception):
 
 class AgentRefused(Exception):
     """The agent cannot start as it was told to; the text says why and what to do."""
+
+
+def no_more_files(error: BaseException) -> bool:
+    """Return whether a call to the system failed because no more files can be opened, be it for connections alone."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
 
 
 def extra(name: str) -> str:

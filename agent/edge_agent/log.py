@@ -11,11 +11,13 @@ from logging.handlers import RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from edge_agent.errors import printable
+from edge_agent.errors import printable, shown
 
 # What a call may cause as often as it is made: `logger.warning(..., extra=log.LIMITED)`.
 LIMITED = {"limited": True}
 MOST_A_SECOND = 10
+# Where gRPC tells, with a traceback, of metadata that is no text.
+GRPC = "grpc._cython.cygrpc"
 # Seconds between two warnings that the file cannot be written.
 QUIET = 60.0
 
@@ -154,10 +156,20 @@ def set_up(settings: LogSettings, *, own: bool = True) -> None:
     for handler in handlers:
         handler.setFormatter(formatter)
     logging.basicConfig(level=settings.level.upper(), handlers=handlers, force=True)
+    logging.getLogger(GRPC).addFilter(_in_one_line)
     # What the first leaves out, the others do: it is counted once.
     handlers[0].addFilter(limit)
     for handler in handlers[1:]:
         handler.addFilter(lambda record: getattr(record, "let_through", True))
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Make a limited line of what gRPC has to say of a caller's metadata; any caller may cause it, of any length."""
+    record.exc_info = record.exc_text = None
+    record.msg, record.args = "gRPC: %s", (shown(record.getMessage()),)
+    record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
+    record.__dict__.update(LIMITED)
+    return True
 
 
 def _timestamp(record: logging.LogRecord) -> str:

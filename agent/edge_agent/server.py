@@ -1,6 +1,7 @@
 """The life of the agent's process: claim the socket, serve, drain, exit."""
 
 import logging
+import math
 import os
 import resource
 import signal
@@ -49,6 +50,25 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _tell_room_for_frames() -> None:
+    """Log how many of the largest frames there is room for in /dev/shm, of which containers often have 64 MB only."""
+    side, mib = bitmaps.LONGEST_SIDE, bitmaps.LARGEST_IMAGE >> 20
+    try:
+        fit = bitmaps.frames_that_fit()
+    except OSError as error:
+        logger.warning("/dev/shm cannot be used (%s): images and masks go inline only.", error.strerror)
+        return
+    logger.log(
+        logging.INFO if fit else logging.WARNING,
+        "/dev/shm has room for %s of the largest frames (%dx%d pixels, %d MiB each).%s",
+        "any number" if math.isinf(fit) else fit,
+        side,
+        side,
+        mib,
+        "" if fit else " Make it larger if clients put such frames, or masks of them, into shared memory.",
+    )
+
+
 class EndSignal:
     """SIGTERM or SIGINT, waited for; a second one ends the process at once."""
 
@@ -83,6 +103,7 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ending = EndSignal()
+        self._version = version("vision-edge-agent")  # which reads the disk
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def run(self) -> int:
@@ -132,7 +153,7 @@ class Agent:
     def _status(self, models: Models, metrics: Metrics) -> dict[str, object]:
         agent = {
             "pid": os.getpid(),
-            "version": version("vision-edge-agent"),
+            "version": self._version,
             "started": self._started,
             "socket": str(self._settings.socket_path),
         }
@@ -146,6 +167,7 @@ class Agent:
         server.start()
         status.keep()  # before anybody can know that there is an agent
         served.publish()
+        _tell_room_for_frames()
         logger.info("Serving %d models on unix://%s", len(models.all()), self._settings.socket_path)
         models.start_wanted()
         models.watch()
@@ -168,6 +190,8 @@ class Agent:
         server.stop(left).wait(left)
 
     def _build(self, models: Models, metrics: Metrics, accepted: AcceptedCalls) -> "grpc.Server":
+        # What gRPC's core prints of malformed headers, past our log, anybody may cause as often as they like.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
         from edge_agent.service import EdgeAgentService, handlers

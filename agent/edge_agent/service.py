@@ -15,7 +15,7 @@ from edge_agent._proto.edge_agent_pb2_grpc import METHODS, SERVICE
 from edge_agent.accepted import AcceptedCalls
 from edge_agent.bitmaps import Image, Segment
 from edge_agent.calls import Turn
-from edge_agent.errors import Code, EdgeAgentError, InvalidArgument, InvalidName, ModelNotFound, shown
+from edge_agent.errors import Code, EdgeAgentError, InvalidArgument, InvalidName, ModelNotFound, no_more_files, shown
 from edge_agent.jobs import Job, Verdict
 from edge_agent.lifecycle import State
 from edge_agent.log import LIMITED
@@ -26,9 +26,10 @@ from edge_agent.models import Models
 logger = logging.getLogger(__name__)
 
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
-# Beyond this a deadline is as good as none; gRPC gives clients without one a remaining time of centuries.
+NO_FILES = "The agent can open no more files; close connections that are idle, or allow it more open files."
 # Why calls fail that name no deployed model.
 NAMELESS = {ModelNotFound.reason, InvalidName.reason}
+# Beyond this a deadline is as good as none; gRPC gives clients without one a remaining time of centuries.
 LONGEST_DEADLINE = 86_400.0 * 365
 
 
@@ -194,10 +195,14 @@ def _boundary(
             response = call(request, context)
         except EdgeAgentError as error:
             code, details, reason = error.code, str(error), error.reason
-        except Exception:
-            logger.exception("request %s %s %s failed unexpectedly", request_id, rpc, shown(name), extra=LIMITED)
+        except Exception as error:
             code, reason = Code.INTERNAL, EdgeAgentError.reason
-            details = f"Internal error; the agent's log has the cause under request {request_id}."
+            if no_more_files(error):
+                logger.warning("request %s %s %s: %s", request_id, rpc, shown(name), NO_FILES, extra=LIMITED)
+                details = NO_FILES
+            else:
+                logger.exception("request %s %s %s failed unexpectedly", request_id, rpc, shown(name), extra=LIMITED)
+                details = f"Internal error; the agent's log has the cause under request {request_id}."
         else:
             metrics.called(rpc, name, "OK", "", size)
             _log(request_id, rpc, name, begin, "OK")

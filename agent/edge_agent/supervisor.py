@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from edge_agent import bitmaps
-from edge_agent.errors import InferenceFailed, PackageRefused
+from edge_agent.errors import InferenceFailed, PackageRefused, no_more_files
 from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions, work
 from edge_agent.log import LogSettings
 from edge_agent.packages import Found
@@ -32,6 +32,8 @@ TERMINATE_PATIENCE = 1.0
 ABORT_PATIENCE = 2.0
 # What multiprocessing gives when the forkserver could not tell a child's exit code any more.
 UNKNOWN_EXIT = 255
+# More files than it takes to start a process, since connections may take some in the same instant.
+SPARE_FILES = 16
 # A socket path has 107 bytes; below the folder, multiprocessing adds two names of its own.
 LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 
@@ -75,12 +77,16 @@ class Spawner:
         )
         try:
             with self._lock:
+                # The forkserver dies, and all workers with it, when it is called and then there are no files to hand over.
+                _check_files()
                 process.start()
             # multiprocessing looks after its children whenever another one is started, and at exit; from a second
             # thread it would take the exit code that a worker's own watch waits for. Nobody else knows this one.
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
         except (OSError, EOFError) as error:
             ours.close()
+            if isinstance(error, OSError) and no_more_files(error):
+                raise _not_started(error) from None
             raise WorkerDied(
                 f"it could not be started ({error or 'the forkserver ended'}); restart the agent"
             ) from None
@@ -103,11 +109,14 @@ class Worker:
         self._hung = False
         self._jobs = 0
         with contextlib.ExitStack() as opened:
-            self._inbox = _kept(opened, _memory_file("inbox"))
-            self._outbox = _kept(opened, _memory_file("outbox"))
-            told, self._tell = (_kept(opened, fd) for fd in os.pipe2(os.O_CLOEXEC))
-            os.set_blocking(self._tell, False)
-            self._process, self._pipe = spawner.spawn(found, options)
+            try:
+                self._inbox = _kept(opened, _memory_file("inbox"))
+                self._outbox = _kept(opened, _memory_file("outbox"))
+                told, self._tell = (_kept(opened, fd) for fd in os.pipe2(os.O_CLOEXEC))
+                os.set_blocking(self._tell, False)
+                self._process, self._pipe = spawner.spawn(found, options)
+            except OSError as error:
+                raise _not_started(error) from None
             opened.pop_all()
         # Made once: `Connection.poll` makes and registers a selector for each call.
         self._poller = select.poll()
@@ -117,8 +126,10 @@ class Worker:
         try:
             for fd in (self._inbox, self._outbox, told):
                 reduction.send_handle(self._pipe, fd, self._pid)
-        except OSError:
-            pass  # it died already; load() says so
+        except OSError as error:
+            # Else it died already; load() says so.
+            if no_more_files(error):
+                self.kill(str(_not_started(error)))
         finally:
             os.close(told)
 
@@ -247,6 +258,19 @@ class Worker:
             self._cause = self._cause or _how_it_ended(self._process.exitcode)
             self._dead.set()
             self._process.close()
+
+
+def _check_files() -> None:
+    """Raise OSError unless as many files can be opened as it takes to start a process."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(SPARE_FILES):
+            _kept(opened, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _not_started(error: OSError) -> WorkerDied:
+    return WorkerDied(
+        f"it could not be started ({error.strerror}); close connections, or allow the agent more open files"
+    )
 
 
 def _kept(opened: contextlib.ExitStack, fd: int) -> int:

@@ -161,7 +161,7 @@ class _Worker:
         image = job.image
         target = MaskTarget(job.mask, image.packed_size) if job.mask else None
         try:
-            verdict, class_map = self.pipeline.judge(self._pixels(image))
+            verdict, class_map = self.pipeline.judge(self._pixels(image, target))
             if class_map is None:
                 return Answer(verdict, 0)
             if target is None:
@@ -175,13 +175,13 @@ class _Worker:
             if target:
                 target.close()
 
-    def _pixels(self, image: Image) -> NDArray[np.uint8]:
+    def _pixels(self, image: Image, target: MaskTarget | None) -> NDArray[np.uint8]:
         """Return the image as height x width x 3 (uint8), without its padding; a client cannot change it any more."""
         size = image.stride * image.height
         source = self._inbox
         if image.segment:
             self._frame = source = _at_least(self._frame, size)
-            bitmaps.copy_in(image, source.data[:size])
+            bitmaps.copy_in(image, source.data[:size], target)
         rows = source[:size].reshape(image.height, image.stride)
         return rows[:, : image.row].reshape(image.height, image.width, bitmaps.CHANNELS)
 

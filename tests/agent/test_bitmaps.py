@@ -1,9 +1,11 @@
 """The numbers of images and handles, and the copying, where a real client cannot be timed exactly."""
 
 import errno
+import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,3 +120,55 @@ def test_full_shared_memory_is_named(image, monkeypatch, number):
     with pytest.raises(NotEnoughMemory, match="/dev/shm is full"):
         target.write(memoryview(bytes(12288)))
     target.close()
+
+
+@pytest.fixture
+def linked(image):
+    """Another name of the image's segment."""
+    name = f"{image.segment.name}-linked"
+    os.link(f"/dev/shm/{image.segment.name}", f"/dev/shm/{name}")
+    yield name
+    os.unlink(f"/dev/shm/{name}")
+
+
+def test_overlap_is_seen_under_another_name_of_the_segment(image, linked):
+    os.truncate(f"/dev/shm/{linked}", 3 * 12288)
+    image = Image(64, 64, 192, Segment(image.segment.name, 12288, 12288))
+    for name in (image.segment.name, linked):
+        for offset, apart in ((0, True), (1, False), (12288, False), (24575, False), (24576, True)):
+            target = MaskTarget(Segment(name, offset, 12288), 12288)
+            try:
+                if apart:
+                    bitmaps.copy_in(image, memoryview(bytearray(12288)), target)
+                else:
+                    with pytest.raises(InvalidArgument, match="overlaps"):
+                        bitmaps.copy_in(image, memoryview(bytearray(12288)), target)
+            finally:
+                target.close()
+
+
+def test_the_same_range_of_another_segment_is_no_overlap(image, segment):
+    target = MaskTarget(Segment(segment(12288).lstrip("/"), 0, 12288), 12288)
+    bitmaps.copy_in(image, memoryview(bytearray(12288)), target)
+    target.close()
+
+
+def room(free: int, blocks: int = 1 << 20) -> SimpleNamespace:
+    """Return what statvfs says of a file system with so many bytes free, in blocks of 4 KiB."""
+    return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096, f_blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("there", "fit"),
+    [
+        (room(0), 0),
+        (room(bitmaps.LARGEST_IMAGE - 1), 0),
+        (room(bitmaps.LARGEST_IMAGE), 1),
+        (room(64 << 20), 1),
+        (room(1 << 30), 21),
+        (room(0, blocks=0), math.inf),
+    ],
+)
+def test_largest_frames_that_fit(monkeypatch, there, fit):
+    monkeypatch.setattr(os, "statvfs", lambda _: there)
+    assert bitmaps.frames_that_fit() == fit

@@ -610,6 +610,28 @@ def test_model_must_be_named_when_several_run(agent, images):
     assert "RUNNING are: board, part" in done.stderr
 
 
+def test_an_empty_name_is_one_that_was_given(agent, images):
+    done = run(agent, "detect", str(images / "dark.png"), "--model=")
+    assert done.returncode == 1
+    assert "model_component is ''" in done.stderr
+
+
+def test_numbers_that_json_has_no_word_for(images, monkeypatch):
+    nan, inf = float("nan"), float("inf")
+    found = Detection(False, nan, inf, -inf, (AnomalyType("background", nan, "#FFFFFF"),), None)
+    monkeypatch.setattr(EdgeAgentClient, "detect", lambda *_, **__: found)
+    arguments = ["detect", str(images / "dark.png"), "--model", "board", "--json", "--socket", NOWHERE]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    (result,) = json.loads(done.output, parse_constant=refuse)
+    assert [result[key] for key in ("confidence", "anomaly_score", "anomaly_threshold")] == [None] * 3
+    assert result["anomalies"][0]["total_percentage_area"] is None
+
+
 def test_the_only_running_model_judges(agent, images):
     agent.stub().StopModel(pb2.StopModelRequest(model_component="part"))
     done = run(agent, "detect", str(images / "dark.png"), "--json")

@@ -452,6 +452,29 @@ def test_an_answer_without_a_verdict_is_none():
         library._detection(pb2.DetectAnomaliesResponse(), None)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(64, 64, 5), (0, 0, 0), (-1, -64, 192), (2**31 - 1, 2**31 - 1, 12)]
+)
+def test_a_mask_that_is_none(width, height, size):
+    answer = pb2.DetectAnomaliesResponse()
+    answer.detect_anomaly_result.anomaly_mask.width = width
+    answer.detect_anomaly_result.anomaly_mask.height = height
+    told = f"^The agent answered with a mask of {width}x{height} pixels in {size} bytes, which do not fit.$"
+    with pytest.raises(library.CallFailed, match=told):
+        library._detection(answer, np.zeros(size, np.uint8))
+    answer.detect_anomaly_result.anomaly_mask.byte_data = bytes(size)
+    with pytest.raises(library.CallFailed, match=told):
+        library._detection(answer, None)
+
+
+def test_an_image_that_no_message_can_carry(client):
+    """In the words of gRPC the agent could not keep up, which sending it later would not help."""
+    with pytest.raises(
+        library.ImageRejected, match=r"^bitmap.width is 5000; it must be 64 to 4096 pixels. Scale the image"
+    ):
+        client.detect("board", np.zeros((4600, 5000, 3), np.uint8), shm=False)
+
+
 def test_a_status_of_a_newer_agent_is_its_number():
     assert library._status_name(2) == "RUNNING"
     assert library._status_name(77) == "STATUS_77"

@@ -1,5 +1,6 @@
 """Settings: which source wins, and what is refused by which name."""
 
+import os
 import stat
 import subprocess
 import sys
@@ -18,8 +19,6 @@ from edge_agent.errors import AgentRefused
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch):
-    import os
-
     for key in list(os.environ):
         if key.startswith("EDGE_AGENT_"):
             monkeypatch.delenv(key)
@@ -122,7 +121,19 @@ REFUSED = [
     ("drain_timeout: .nan", {}, {}, ["drain_timeout"]),
     ("call_timeout: .inf", {}, {}, ["call_timeout"]),
     ("- max_calls", {}, {}, ["--config", "mapping"]),
-    ("max_calls: [", {}, {}, ["--config", "not YAML"]),
+    ("max_calls: [", {}, {}, ["--config", "not YAML", "in line 1"]),
+    ("1: 2", {}, {}, ["--config", "the key '1', which is no name of a setting"]),
+    ("~: 2", {}, {}, ["--config", "the key 'None'"]),
+    ("max_calls: 1\nthreads: 1\nmax_calls: 2", {}, {}, ["sets 'max_calls' twice, in lines 1 and 3; leave one out"]),
+    ("model_settings:\n board: {threads: 1, threads: 2}", {}, {}, ["sets 'threads' twice, in lines 2 and 2"]),
+    ("queue_limit: true", {}, {}, ["queue_limit in ", "true and false are none"]),
+    ("drain_timeout: yes", {}, {}, ["drain_timeout in ", "true and false are none"]),
+    ("memory_reserve: off", {}, {}, ["memory_reserve in ", "true and false are none"]),
+    ("model_settings: {board: {threads: on}}", {}, {}, ["model_settings.board.threads", "true and false are none"]),
+    ("trusted_uids: [true]", {}, {}, ["trusted_uids.0", "true and false are none"]),
+    ("trusted_uids: [-1]", {}, {}, ["trusted_uids.0", "greater than or equal to 0"]),
+    ("", {"EDGE_AGENT_TRUSTED_UIDS": "5,-1"}, {}, ["EDGE_AGENT_TRUSTED_UIDS.1", "greater than or equal to 0"]),
+    ("trusted_uids: [4294967295]", {}, {}, ["trusted_uids.0", "less than or equal to 4294967294"]),
     ("{" * 3000, {}, {}, ["--config", "not YAML"]),
     (f"queue_limit: {'9' * 5000}", {}, {}, ["--config", "not YAML"]),
     ('socket_group: "a\\0b"', {}, {}, ["socket_group", "no name can have"]),
@@ -155,6 +166,56 @@ def test_all_mistakes_are_named_at_once(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(AgentRefused, match="--config .*No such file"):
         config.load(tmp_path / "nowhere.yaml")
+
+
+BOMB = "a: &a [0,0,0,0,0,0,0,0,0,0]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+HOSTILE = {
+    "aliases that grow": (BOMB, "has more than 100000 values, written out; it may use fewer aliases"),
+    "aliases of the aliases": (BOMB + "<<: [*i]\n", "has more than 100000 values"),
+    "itself": ("a: &a [*a]", "has in line 1 a value that contains itself"),
+    "itself, further down": ("a: &a\n  b: {c: [*a]}", "has in line 1 a value that contains itself"),
+    "itself as a whole": ("&a\nmodels: *a", "a value that contains itself"),
+    "much": ("max_calls: 1 #" + "x" * (1 << 20), "is larger than 1 MiB"),
+    "no text": (b"\xff\xfe\xfd", "is not YAML"),
+    "control characters": ("a: \x1b", "is not YAML"),
+    "a name of control characters": (r'"a\x1b\nb": 1', r"a\x1b\nb in "),
+    "a FIFO": (os.mkfifo, "Not a regular file"),
+    "no end": ("/dev/zero", "Not a regular file"),
+    "a folder": ("/", "Is a directory"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_is_refused_at_once(tmp_path, kind):
+    """In a process of its own, which has to end."""
+    what, told = HOSTILE[kind]
+    file = tmp_path / "agent.yaml"
+    if callable(what):
+        what(file)
+    elif what in ("/", "/dev/zero"):
+        file = Path(what)
+    else:
+        file.write_bytes(what if isinstance(what, bytes) else what.encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_agent", "config", "--config", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.removesuffix("\n").isprintable()
+
+
+def test_aliases_may_be_used(tmp_path):
+    text = "model_settings:\n  a: &usual {threads: 2, memory: 1GiB}\n  b: *usual\n  c: {<<: *usual, threads: 1}\n"
+    settings = config.load(written(tmp_path, text))
+    assert [settings.of_model(name, "threads") for name in "abc"] == [2, 2, 1]
+    assert settings.of_model("c", "memory") == 1 << 30
 
 
 def test_settings_are_frozen():

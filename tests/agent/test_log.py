@@ -59,6 +59,19 @@ class TestLimit:
         limit = RateLimit(Clock())
         assert all(limit.filter(record("%s stopped", number, limited=False)) for number in range(100))
 
+    def test_what_grpc_tells_of_metadata_is_a_short_line_and_limited(self, capsys, restored):
+        """Any caller may send metadata that is no text, and gRPC tells of each with a traceback."""
+        log.set_up(LogSettings("info", "text"))
+        logger = logging.getLogger(log.GRPC)
+        for _ in range(30):
+            try:
+                b"\xff".decode()
+            except UnicodeDecodeError:
+                logger.exception("Invalid encoding on %s", b"\x1b\n\xff" + b"a" * 5000)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 10
+        assert all(" WARNING gRPC: " in line and r"b'\\x1b\\n\\xff" in line and len(line) < 200 for line in lines)
+
     def test_both_outputs_leave_out_the_same(self, tmp_path, capsys, restored):
         log.set_up(LogSettings("info", "text", tmp_path / "agent.log", 1 << 20))
         for number in range(30):

@@ -1,9 +1,14 @@
-"""The end of the process: a signal is seen at whatever instant of the wait it comes."""
+"""The process's beginning and end: what is told of /dev/shm, and a signal that is seen whenever it comes."""
 
+import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from edge_agent import bitmaps, config, server
+from edge_agent.metrics import Metrics
 
 # Sends SIGTERM at the n-th line that runs after the wait has begun, in whatever function that is; a wait that has not
 # begun to block by then gets it from outside.
@@ -65,3 +70,38 @@ os._exit(0)
 def test_an_event_in_the_handler_would_deadlock():
     """Negative control: between two of its lines, an Event's wait holds the lock that its set needs."""
     assert not all(seen(AN_EVENT, line) for line in range(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("fit", "level", "told"),
+    [
+        (0, "WARNING", "room for 0 of the largest frames (4096x4096 pixels, 48 MiB each). Make it larger if"),
+        (1, "INFO", "room for 1 of the largest frames (4096x4096 pixels, 48 MiB each)."),
+        (math.inf, "INFO", "room for any number of the largest frames"),
+        (OSError(2, "No such file or directory"), "WARNING", "/dev/shm cannot be used (No such file or directory)"),
+    ],
+)
+def test_room_for_frames_is_told(monkeypatch, caplog, fit, level, told):
+    def room() -> float:
+        if isinstance(fit, OSError):
+            raise fit
+        return fit
+
+    monkeypatch.setattr(bitmaps, "frames_that_fit", room)
+    caplog.set_level("INFO")
+    server._tell_room_for_frames()
+    (line,) = caplog.records
+    assert line.levelname == level
+    assert told in line.getMessage()
+
+
+def test_the_version_is_asked_for_once(monkeypatch):
+    """It is read from the disk, and the status is written each second."""
+    asked = []
+    monkeypatch.setattr(server, "version", lambda name: asked.append(name) or "1.2.3")
+    agent = server.Agent(config.load())
+    models = SimpleNamespace(status=list)
+    for _ in range(3):
+        status = agent._status(models, Metrics())
+        assert status["agent"]["version"] == "1.2.3"
+    assert asked == ["vision-edge-agent"]

@@ -6,6 +6,7 @@ What is clean is a client's recipe, the recipes that the packager writes, and on
 import base64
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -968,10 +969,16 @@ class TestCommand:
             raise PermissionError(13, "Permission denied")
 
         name = write("recipe.yaml", CLIENT)
-        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr("edge_agent.cli.component.read_regular", refuse)
         done = self.run(name)
         assert done.exit_code == 2
         assert "recipe.yaml cannot be read: Permission denied." in done.output
+
+    def test_a_fifo_is_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "recipe.yaml")
+        done = self.run(str(tmp_path / "recipe.yaml"))
+        assert done.exit_code == 2
+        assert done.output == f"Error: {tmp_path}/recipe.yaml cannot be read: Not a regular file.\n"
 
 
 def test_the_limits_are_those_of_greengrass_and_of_nucleus_lite():

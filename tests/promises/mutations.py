@@ -1,5 +1,7 @@
 """Break a safeguard at a time and show which suites notice: `python tests/promises/mutations.py [--only NAME...]`.
 
+The safeguards are those of safeguards.py. A run that was interrupted goes on where it was, and `--again` begins anew.
+
 Each mutation replaces some text in a copy of the package; agents and tests run that copy. A suite has noticed when a
 test of its fails. First of all the copy is run as it is, which every suite must find in order.
 """
@@ -14,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from safeguards import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 # What is copied first of all, so that nobody who goes on working changes what is tested.
@@ -26,200 +29,8 @@ FAILED = 1
 ENDLESS = 124
 # A suite's controls, whose agents are broken in ways of their own, say nothing of a mutation.
 NO_CONTROLS = "not notice"
-
-C1 = "tests/promises/crashes"
-C2 = "tests/promises/hangs"
-C3 = "tests/promises/agent_killed"
-C4 = "tests/promises/wall_clock"
-C5 = "tests/promises/broken_models"
-T1 = "tests/promises/sigterm"
-T2 = "tests/promises/sigterm_midway"
-L1 = "tests/promises/lifecycle_storm"
-L2 = "tests/promises/swaps"
-BUDGET = "tests/agent/test_budget.py"
-CALLS = "tests/agent/test_calls.py"
-LIFE = "tests/contract/test_life.py"
-ORDER = "tests/contract/test_keeping_up.py::test_first_come_first_served"
-SERVING = "tests/agent/test_serving.py"
-STATE = "tests/agent/test_parts.py::TestState"
-STATUS = "tests/agent/test_status.py"
-
-DROPS_THE_QUEUE = """\
-                self._queue.pause()
-                self._worker = None
-                for turn in list(self._queue._waiting):
-                    turn.error = lambda: WorkerCrashed(_ended(cause))
-                    turn.wake()
-"""
-
-
-class NotFound(Exception):
-    """A text that a mutation replaces is not in its file exactly once."""
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """What is broken, the (file, text, other text) that breaks it, and the suites that should notice."""
-
-    name: str
-    edits: tuple[tuple[str, str, str], ...]
-    suites: tuple[str, ...]
-
-    def apply(self, package: Path) -> None:
-        """Change a copy of the package."""
-        for file, old, new in self.edits:
-            path = package / file
-            text = path.read_text()
-            if text.count(old) != 1:
-                raise NotFound(f"{self.name}: {file} has the text {text.count(old)} times, not once:\n{old}")
-            path.write_text(text.replace(old, new))
-
-
-MUTATIONS = (
-    Mutation(
-        "no-sentinel-watch",
-        (
-            (
-                "worker.py",
-                '    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()\n',
-                "",
-            ),
-        ),
-        (C3, LIFE),
-    ),
-    Mutation(
-        "forkserver-obeys-sigterm",
-        (("_preload.py", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n", ""),),
-        (T1, LIFE),
-    ),
-    Mutation(
-        "wall-clock-for-deaths",
-        (("serving.py", "self._budget.died(time.monotonic())", "self._budget.died(time.time())"),),
-        (C4,),
-    ),
-    Mutation(
-        "wall-clock-for-deadlines",
-        (
-            ("calls.py", "max(0.0, deadline - time.monotonic())", "max(0.0, deadline - time.time())"),
-            ("calls.py", "time.monotonic() >= deadline", "time.time() >= deadline"),
-            ("service.py", "else time.monotonic() + remaining", "else time.time() + remaining"),
-        ),
-        (C4,),
-    ),
-    Mutation(
-        "lock-for-queue",
-        # The turn goes to any one of those who wait, as a lock gives it.
-        (
-            ("calls.py", "import logging\n", "import logging\nimport random\n"),
-            (
-                "calls.py",
-                "            following = self._waiting.popleft()\n",
-                "            following = random.choice(self._waiting)\n            self._waiting.remove(following)\n",
-            ),
-        ),
-        (ORDER, CALLS, SERVING),
-    ),
-    Mutation(
-        "queue-dropped-on-death",
-        (
-            (
-                "serving.py",
-                "                self._queue.pause()\n                self._worker = None\n",
-                DROPS_THE_QUEUE,
-            ),
-        ),
-        (C1, SERVING),
-    ),
-    Mutation(
-        "state-file-in-place",
-        (
-            (
-                "state.py",
-                '            with open(beside, "w", opener=_private) as file:\n',
-                '            with open(self._path, "w", opener=_private) as file:\n',
-            ),
-            ("state.py", "            beside.replace(self._path)\n", ""),
-        ),
-        (C3, STATE),
-    ),
-    Mutation(
-        "status-file-in-place",
-        (
-            ("status.py", '        beside = self._path.with_suffix(".new")\n', "        beside = self._path\n"),
-            ("status.py", "            beside.replace(self._path)\n", ""),
-        ),
-        (STATUS,),
-    ),
-    Mutation(
-        "hangs-are-waited-for",
-        (("supervisor.py", "        if not self._answers(TERMINATE_PATIENCE):\n", "        if False:\n"),),
-        (C2,),
-    ),
-    Mutation(
-        "no-budget-of-deaths",
-        (("budget.py", "        if len(self._deaths) == MOST_DEATHS and ", "        if False and "),),
-        (C5, BUDGET),
-    ),
-    Mutation(
-        "memory-is-kept",
-        (
-            (
-                "supervisor.py",
-                "        for fd in (self._inbox, self._outbox, self._tell):\n",
-                "        for fd in (self._tell,):\n",
-            ),
-        ),
-        (L1,),
-    ),
-    Mutation(
-        "any-move-goes",
-        (("lifecycle.py", "    if state not in allowed:\n", "    if False:\n"),),
-        (L1,),
-    ),
-    Mutation(
-        "swap-in-the-middle-of-a-call",
-        (
-            (
-                "serving.py",
-                "            while not self._queue.wait_free(",
-                "            while False and not self._queue.wait_free(",
-            ),
-        ),
-        (L2, SERVING),
-    ),
-    Mutation(
-        "failed-swap-ends-the-old",
-        (
-            (
-                "serving.py",
-                "            worker = self._starter.start(found)\n            self._queue.pause()\n",
-                "            self._queue.pause()\n            worker = self._starter.start(found)\n",
-            ),
-        ),
-        (L2, SERVING),
-    ),
-    Mutation(
-        "only-the-old-is-started",
-        (
-            (
-                "serving.py",
-                "            if following is None or following.package is None:\n",
-                "            if following is not self:\n",
-            ),
-        ),
-        (L2, SERVING),
-    ),
-    Mutation(
-        "no-drain",
-        (("server.py", "ended.wait(self._settings.drain_timeout)", "ended.wait(0)"),),
-        (T1, LIFE),
-    ),
-    Mutation(
-        "end-waits-for-hung-workers",
-        (("models.py", "        for model in self.all():\n            model.close()\n", ""),),
-        (T2, LIFE),
-    ),
-)
+# Those that were caught in a run that has not come to its end.
+DONE = ROOT / ".mutations-done"
 
 
 def snapshot(folder: Path) -> None:
@@ -321,8 +132,15 @@ def main() -> int:
     """Try every mutation, or those that were asked for; return 1 when one is not noticed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[one.name for one in MUTATIONS], help="try these")
-    asked = parser.parse_args().only
-    mutations = [one for one in MUTATIONS if not asked or one.name in asked]
+    parser.add_argument("--again", action="store_true", help="begin anew, whatever an interrupted run has done")
+    asked = parser.parse_args()
+    if asked.again:
+        DONE.unlink(missing_ok=True)
+    done = set(DONE.read_text().split()) if DONE.exists() and not asked.only else set()
+    mutations = [one for one in MUTATIONS if (one.name in asked.only if asked.only else one.name not in done)]
+    if done:
+        print(f"{len(done)} mutations were caught in the run that is gone on with.")
+    missed = []
     with tempfile.TemporaryDirectory(prefix="edge-agent-mutations-") as name:
         folder = Path(name)
         snapshot(folder)
@@ -330,11 +148,18 @@ def main() -> int:
         if not all_is_well(folder, dict.fromkeys(suite for one in mutations for suite in one.suites)):
             print("Suites fail that should not; nothing was broken.")
             return 1
-        missed = [one.name for one in mutations if not is_caught(folder, one)]
+        for one in mutations:
+            if not is_caught(folder, one):
+                missed.append(one.name)
+            elif not asked.only:
+                with DONE.open("a") as file:
+                    file.write(f"{one.name}\n")
     if missed:
         print(f"NOT CAUGHT: {', '.join(missed)}")
         return 1
-    print(f"{len(mutations)} mutations, each of them caught.")
+    if not asked.only:
+        DONE.unlink(missing_ok=True)
+    print(f"{len(mutations) + len(done)} mutations, each of them caught.")
     return 0
 
 

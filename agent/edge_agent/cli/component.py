@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_agent.errors import printable
+from edge_agent.files import read_regular
 
 if TYPE_CHECKING:
     from model_packager.linting import Finding, Nucleus
@@ -66,8 +67,7 @@ def lint(recipes: tuple[Path, ...], nucleus: "Nucleus", as_json: bool) -> None:
 
 def _read(path: Path, most: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(most)
+        return read_regular(path, most)
     except OSError as error:
         raise _Unreadable(f"{printable(str(path))} cannot be read: {error.strerror}.") from None
 

@@ -1,6 +1,7 @@
 """`edge-agent detect`: judge images, and show what was found."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -68,7 +69,7 @@ def detect(
         connected(socket) as client,
         Progress("judging", len(paths), shown=len(paths) > 1 and not as_json and sys.stderr.isatty()) as progress,
     ):
-        name = model or _only_running(client)
+        name = _only_running(client) if model is None else model
         for path, target in zip(paths, targets, strict=True):
             progress.show(len(results))
             result = _judge(client, name, path, target, shm=shm)
@@ -77,7 +78,7 @@ def detect(
                 progress.clear()
                 _tell(result, width)
     if as_json:
-        click.echo(json.dumps(results, indent=1))
+        click.echo(json.dumps(_as_json(results), indent=1, allow_nan=False))
     elif len(results) > 1:
         click.echo(_summary(results, time.monotonic() - begin, overlay))
     if any("error" in result for result in results):
@@ -178,6 +179,15 @@ def _line(result: dict[str, Any], width: int) -> str:
         if one["name"] != "background"
     )
     return f"{printable(result['image']):{width}}  {verdict}  confidence {result['confidence']:.4f}  {types}".rstrip()
+
+
+def _as_json(value: Any) -> Any:
+    """Return results with null for each number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_as_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _summary(results: list[dict[str, Any]], seconds: float, overlay: Path | None) -> str:

@@ -15,12 +15,15 @@ import click
 from edge_agent import state
 from edge_agent.cli.tables import table
 from edge_agent.errors import AgentRefused, extra, printable
+from edge_agent.files import read_regular
 from edge_agent.manifest import INTERPOLATIONS
 
 NEEDS_EXTRA = f"Packaging needs the package `onnx` and ONNX Runtime; {extra('cpu,packaging')}."
 BAD_ARGUMENTS = 2
 PRECISIONS = ("fp32", "fp16", "int8")
 FOLDER = "packaging"
+# What is longer is cut, and then no JSON.
+LARGEST_REQUEST = 1 << 20
 STATUS_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "RUNNING": "yellow"}
 
 
@@ -380,7 +383,7 @@ def _read_document(path: Path) -> Mapping[str, Any]:
     from model_packager.errors import PackagingRefused
 
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, LARGEST_REQUEST))
     except (OSError, ValueError, RecursionError) as error:
         raise PackagingRefused(f"--request {path.name} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
