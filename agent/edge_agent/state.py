@@ -157,7 +157,9 @@ def folder(setting: Path | None) -> Path:
     """
     path = (setting or default_folder()).absolute()
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for missing in reversed([one for one in path.parents if not one.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)  # else as the umask has it, which may be open to all
+        path.mkdir(mode=0o700, exist_ok=True)
         info = path.stat()
         usable = os.access(path, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
     except OSError as error:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import grp
+import hashlib
 import logging
 import os
 import secrets
@@ -30,13 +31,15 @@ class ServedSocket:
     The server binds a private name beside it, where the socket gets its mode and group; only then the path itself is
     made, as a second link to the finished socket. So nobody ever sees it with other rights, nothing that appeared on
     the path meanwhile is overwritten, and gRPC, which unlinks the name that it bound when it ends, unlinks a name that
-    is gone by then and not a path that may belong to another server.
+    is gone by then and not a path that may belong to another server. A private name tells whose it is, so that the next
+    agent can remove one that is left of an agent that was killed just then.
     """
 
     def __init__(self, path: Path, mode: int, group: str) -> None:
         self._path = path
         self._mode = mode
         self._group = group
+        self._mark = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:4]}"
         self._ours: tuple[int, int] | None = None
 
     def claim(self) -> None:
@@ -50,6 +53,10 @@ class ServedSocket:
                 f"The folder of the socket, {self._path.parent}, may not be written by the agent's user. Permit it, or give "
                 "another --socket."
             )
+        self._make_free()
+        self._remove_left()
+
+    def _make_free(self) -> None:
         try:
             info = self._path.lstat()
         except FileNotFoundError:
@@ -71,9 +78,17 @@ class ServedSocket:
         self._path.unlink(missing_ok=True)
         logger.info("Removed the dead socket that an earlier agent left at %s.", self._path)
 
+    def _remove_left(self) -> None:
+        """Remove the private names of agents of this path that were killed before they had made it."""
+        with suppress(OSError):
+            for left in self._path.parent.glob(f"{self._mark}*"):
+                info = left.lstat()
+                if stat.S_ISSOCK(info.st_mode) and info.st_uid == os.geteuid() and not _answers(left):
+                    left.unlink()
+
     def bind(self, bind: Callable[[str], object]) -> None:
         """Let `bind` bind a private name, given as gRPC address, and give the socket its rights; raise AgentRefused."""
-        self._private = self._path.with_name(f".{secrets.token_hex(4)}")
+        self._private = self._path.with_name(f"{self._mark}{secrets.token_urlsafe(3)}")
         if len(os.fsencode(self._private)) > LONGEST:
             raise AgentRefused(
                 f"The folder of the socket, {self._path.parent}, has too long a path. Give another --socket."

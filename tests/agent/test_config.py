@@ -270,3 +270,15 @@ def test_state_folder_is_found_where_systemd_and_xdg_put_it(tmp_path, monkeypatc
     assert state.folder(None) == tmp_path / "systemd"
     assert state.folder(tmp_path / "flag") == tmp_path / "flag"
     assert stat.S_IMODE((tmp_path / "flag").stat().st_mode) == 0o700
+
+
+def test_folders_above_the_state_folder_are_not_as_open_as_the_umask_has_them(tmp_path):
+    from edge_agent import state
+
+    before = os.umask(0)
+    try:
+        made = state.folder(tmp_path / "local" / "state" / "edge-agent")
+    finally:
+        os.umask(before)
+    for folder in (made, made.parent, made.parent.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
