@@ -17,6 +17,7 @@ from edge_agent._proto import edge_agent_pb2 as pb2
 from support import hanging, packages
 from support.agent import Agent, alive, serving
 from support.calls import INTERNAL, OK, PRECONDITION, outcome, request
+from support.processes import hold
 from support.users import AGENT, I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
 
@@ -271,9 +272,10 @@ class TestSigterm:
             agent.run_model("slow")
             below = agent.children()
             stub = agent.stub()
+            hold(agent.workers()[0])
             calls = [stub.DetectAnomalies.future(request("slow", 64, 64, os.urandom(len(PIXELS)))) for _ in range(4)]
-            until(lambda: agent.log().count("StartModel"), "the log is written")
-            calls[0].result(30)
+            until(lambda: agent.log().count("a call waits") == 3, "one is in hand, and the others wait")
+            os.kill(agent.workers()[0], signal.SIGCONT)
             assert agent.stop() == 0
             codes = [call.exception(30) for call in calls]
             assert codes == [None] * 4, "every accepted call was answered"

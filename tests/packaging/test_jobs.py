@@ -484,7 +484,8 @@ def test_all_killed_at_once_and_the_next_reader_sweeps(place, reader):
     finish(command)
     until(place.nobody_holds_the_lock, "all three are dead")
     assert place.recorded()["Status"] == "RUNNING"
-    assert len(place.processes()) == 2
+    # One of its children or both: the kernel hangs up a group that loses its last parent while a process in it is stopped.
+    assert place.processes()
     if reader == "create":
         place.create("next")
         place.store.settle("next", "")

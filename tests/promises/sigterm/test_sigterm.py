@@ -203,8 +203,10 @@ def something(kind: str, agent: EndingAgent) -> Iterator[str]:
     """Leave something as if the agent had; yield how it is told."""
     if kind == "process":
         with subprocess.Popen(["/bin/sleep", "60"], env={MARK: agent.mark}) as process:
-            yield f"process {process.pid}"
-            process.kill()
+            try:
+                yield f"process {process.pid}"
+            finally:
+                process.kill()
         return
     folders = {"segment": SHM, "socket": agent.folder, "file": agent.folder / "state"}
     path = folders[kind] / f"left-{agent.mark}-{kind}"
@@ -225,4 +227,4 @@ def test_notices_what_is_left(models):
         begin = agent.terminate(children_first=False)
         with pytest.raises(AssertionError, match="this is left of the agent: "):
             agent.check_end(begin, END, liveness=0.1)
-        assert set(agent.left()) == told
+        until(lambda: set(agent.left()) == told, "nothing else is left")
