@@ -1,4 +1,8 @@
-"""Accepted calls: counted until their answers are written, so that the agent ends after the last of them."""
+"""Accepted calls: counted until their answers are written, so that the agent ends after the last of them.
+
+An answer that its caller does not read is held until it does, or is gone; callers that read nothing must not be able to
+fill the memory.
+"""
 
 import threading
 from typing import TYPE_CHECKING
@@ -6,11 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import grpc
 
+from edge_agent.errors import CannotKeepUp
+
 
 class AcceptedCalls:
     """The calls in hand. Every method may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """Count calls; detections are refused while there are more than `most` of all kinds."""
+        self._most = most
         self._changed = threading.Condition()
         self._in_hand = 0
         self._over = False
@@ -24,6 +32,14 @@ class AcceptedCalls:
         if not context.add_callback(self._answered):
             self._answered()  # its caller is gone already
         return True
+
+    def check_read(self) -> None:
+        """Raise CannotKeepUp when there are so many calls that most of them must be answers which nobody reads."""
+        if self._in_hand > self._most:
+            raise CannotKeepUp(
+                f"More than {self._most} calls are not done, most of them answers that wait to be read; read the answers, or "
+                "call again later."
+            )
 
     def refuse(self) -> None:
         """Accept no more."""

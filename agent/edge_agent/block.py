@@ -10,7 +10,9 @@ from edge_agent.keys import Keys, mapping
 
 NAME = re.compile(r"[a-zA-Z0-9\-_.]{1,128}")
 VERSION = re.compile(r"[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}")
+ARN = re.compile(r"[!-~]{1,2048}")
 FORMAT = 1
+LONGEST_OPTION = 200
 KEYS = {
     "format",
     "component",
@@ -96,11 +98,11 @@ def read_block(keys: Keys) -> Block:
     return Block(
         name=name,
         version=version,
-        arn=keys.text("model_arn") if keys.has("model_arn") else default_arn(name, version),
+        arn=_arn(keys) if keys.has("model_arn") else default_arn(name, version),
         files=_files(keys),
         hex_colors=_hex_colors(keys),
         any_image_size=keys.flag("any_image_size"),
-        peak_memory=int(keys.number("peak_memory_bytes")) if keys.has("peak_memory_bytes") else None,
+        peak_memory=_peak_memory(keys) if keys.has("peak_memory_bytes") else None,
         target=_target(keys) if keys.has("target") else None,
         compiled=_compiled(keys),
     )
@@ -144,6 +146,22 @@ def _digest(manifest: bytes, begin: int, end: int) -> bytes:
     return hashlib.sha256(manifest[:begin] + b"0" * (end - begin) + manifest[end:]).hexdigest().encode()
 
 
+def _arn(keys: Keys) -> str:
+    arn = keys.text("model_arn")
+    if not ARN.fullmatch(arn):
+        raise PackageRefused(
+            f"package.model_arn is {arn!r:.80}; an ARN is 1 to 2048 printable characters without spaces."
+        )
+    return arn
+
+
+def _peak_memory(keys: Keys) -> int:
+    peak = keys.number("peak_memory_bytes")
+    if peak < 0:
+        raise PackageRefused(f"package.peak_memory_bytes is {peak:g}; it must not be negative.")
+    return int(peak)
+
+
 def _files(keys: Keys) -> Mapping[str, Digest]:
     digests = {}
     for path, value in keys.take("files", dict).items():
@@ -171,7 +189,7 @@ def _target(keys: Keys) -> Target:
     target = Keys(mapping(keys.take("target", dict), "package.target"), "package.target")
     if target.has("os") and target.text("os") != "LINUX":
         raise PackageRefused(f"The package is for {target.text('os')!r:.80}; this device runs LINUX.")
-    return Target(
+    read = Target(
         arch=target.text("arch"),
         accelerator=target.text("accelerator") if target.has("accelerator") else "",
         device=target.text("device") if target.has("device") else "",
@@ -181,6 +199,10 @@ def _target(keys: Keys) -> Target:
             for key, value in (target.take("compiler_options", dict) if target.has("compiler_options") else {}).items()
         },
     )
+    # They are told to operators where they do not fit the device.
+    if any(len(text) > LONGEST_OPTION for text in (read.accelerator, read.device, *read.options.values())):
+        raise PackageRefused(f"package.target has a text of more than {LONGEST_OPTION} characters.")
+    return read
 
 
 def _texts(keys: Keys, key: str) -> tuple[str, ...]:

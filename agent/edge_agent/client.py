@@ -253,7 +253,7 @@ class EdgeAgentClient:
         if not shm:
             _check_inline(pixels)
             request.bitmap.byte_data = pixels.tobytes()
-            return _detection(self._call("DetectAnomalies", request, timeout), None)
+            return _detection(self._call("DetectAnomalies", request, timeout), None, (width, height))
         frame = self._segments.lend(pixels.nbytes)
         try:
             frame.array()[: pixels.nbytes].reshape(pixels.shape)[...] = pixels
@@ -268,7 +268,7 @@ class EdgeAgentClient:
             self._maskless.discard(name)
         else:
             self._maskless.add(name)
-        return _detection(response, mask)
+        return _detection(response, mask, (width, height))
 
     def _add_mask(self, request: Any, size: int) -> NDArray[np.uint8]:
         """Ask for the mask in a segment; return the bytes where it will be."""
@@ -326,14 +326,14 @@ def _status_name(number: int) -> str:
     return pb2.ModelStatus.Name(number) if number in pb2.ModelStatus.values() else f"STATUS_{number}"
 
 
-def _detection(response: Any, shared: NDArray[np.uint8] | None) -> Detection:
-    """Return the typed result; `shared` is where a mask that was asked for by handle has been written."""
+def _detection(response: Any, shared: NDArray[np.uint8] | None, size: tuple[int, int]) -> Detection:
+    """Return the typed result for an image of that size; `shared` is where a mask that was asked for by handle was written."""
     if not response.HasField("detect_anomaly_result"):
         raise CallFailed(grpc.StatusCode.INTERNAL, "The agent answered without a verdict.")
     result = response.detect_anomaly_result
     mask = None
     if result.HasField("anomaly_mask"):
-        mask = _mask(result.anomaly_mask, shared)
+        mask = _mask(result.anomaly_mask, shared, size)
     return Detection(
         is_anomalous=result.is_anomalous,
         confidence=result.confidence,
@@ -347,14 +347,17 @@ def _detection(response: Any, shared: NDArray[np.uint8] | None) -> Detection:
     )
 
 
-def _mask(bitmap: Any, shared: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-    """Return the pixels of a mask, inline or `shared`; raise CallFailed when they are not as many as the answer says."""
+def _mask(bitmap: Any, shared: NDArray[np.uint8] | None, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """Return the pixels of a mask, inline or `shared`; raise CallFailed when it is not the mask of an image of that size."""
     inline = bitmap.WhichOneof("data") == "byte_data"
     pixels = np.frombuffer(bitmap.byte_data, np.uint8) if inline else shared
     if pixels is None:
         return None
-    width, height = bitmap.width, bitmap.height
-    if width < 1 or height < 1 or pixels.size != 3 * width * height:
-        told = f"The agent answered with a mask of {width}x{height} pixels in {pixels.size} bytes, which do not fit."
+    width, height = size
+    if (bitmap.width, bitmap.height) != size or pixels.size != 3 * width * height:
+        told = (
+            f"The agent answered with a mask of {bitmap.width}x{bitmap.height} pixels in {pixels.size} bytes for an image of "
+            f"{width}x{height}."
+        )
         raise CallFailed(grpc.StatusCode.INTERNAL, told)
     return pixels.reshape(height, width, 3)

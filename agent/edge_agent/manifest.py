@@ -4,20 +4,24 @@ The format is that of the components that Amazon Lookout for Vision wrote, plus 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edge_agent import bitmaps, palette
 from edge_agent.block import Block, read_block
-from edge_agent.errors import PackageRefused
+from edge_agent.errors import PackageRefused, shown
 from edge_agent.keys import Keys, mapping
 
 FILE = "manifest.json"
 LONGEST = 1 << 20
+LONGEST_FILE_NAME = 255
 GRAPH_TYPE = "single_stage_model_graph"
 STAGE_TYPES = ("mochi", "supervised_multi_head_model")
 LOGICS = ("cls_head", "seg_head", "cls_and_seg", "cls_or_seg")
+# What no name may have: control characters, line ends, and those that turn the direction of the text around them.
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 # OpenCV's codes (cv::InterpolationFlags) by the names that newer packages use; the last one is not OpenCV's.
 INTERPOLATIONS: dict[str, int | str] = {
     "nearest": 0,
@@ -92,8 +96,18 @@ def parse_json(data: bytes) -> dict[str, Any] | None:
     """
     if len(data) > LONGEST:
         raise PackageRefused(f"manifest.json is larger than {LONGEST} bytes.")
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in keys:
+                twice.append(key)
+            keys[key] = value
+        return keys
+
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise PackageRefused(f"manifest.json is not JSON: {error}.") from None
     if not isinstance(content, dict) or not content.keys() & {"model_graph", "package"}:
@@ -102,6 +116,8 @@ def parse_json(data: bytes) -> dict[str, Any] | None:
         json.dumps(content, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):  # half a surrogate pair, which no message could carry
         raise PackageRefused("manifest.json has text that is not Unicode.") from None
+    if twice:
+        raise PackageRefused(f"manifest.json has the key {shown(twice[0])} twice; which one counts is never guessed.")
     return content
 
 
@@ -110,7 +126,7 @@ def parse(content: Mapping[str, Any]) -> Manifest:
     graph = Keys(mapping(content["model_graph"], "model_graph"), "model_graph")
     graph_type = graph.text("model_graph_type")
     if graph_type != GRAPH_TYPE:
-        raise PackageRefused(f"model_graph_type is {graph_type!r}; only {GRAPH_TYPE!r} can be served.")
+        raise PackageRefused(f"model_graph_type is {graph_type!r:.80}; only {GRAPH_TYPE!r} can be served.")
     stages = graph.take("stages", list)
     if len(stages) != 1:
         raise PackageRefused(f"model_graph has {len(stages)} stages; a {GRAPH_TYPE} has one.")
@@ -123,8 +139,10 @@ def parse(content: Mapping[str, Any]) -> Manifest:
         notes.append("No `package` block: files are not checked against digests.")
     image_size = _image_size(Keys(content, "manifest.json"), stage)
     classes = _classes(pixel_classes, block) if stage.segmentation else ()
+    if stage.segmentation or (block and not block.any_image_size):
+        _check_image_size(image_size)
     if stage.segmentation:
-        _check_segmentation(stage, image_size, classes)
+        _check_normal_types(stage, classes)
     return Manifest(
         stage=stage,
         image_size=image_size,
@@ -139,7 +157,7 @@ def _stage(keys: Keys, image_classes: Keys, pixel_classes: Keys, notes: list[str
     stage_type = keys.text("type")
     if stage_type not in STAGE_TYPES:
         raise PackageRefused(
-            f"The stage's type is {stage_type!r}; only {' and '.join(map(repr, STAGE_TYPES))} can be served."
+            f"The stage's type is {stage_type!r:.80}; only {' and '.join(map(repr, STAGE_TYPES))} can be served."
         )
     if keys.values.get("transform_preprocessing"):
         raise PackageRefused("The stage asks for `transform_preprocessing`, which cannot be served.")
@@ -149,7 +167,7 @@ def _stage(keys: Keys, image_classes: Keys, pixel_classes: Keys, notes: list[str
         raise PackageRefused("The stage has neither classification_head_enabled nor segmentation_head_enabled.")
     logic = keys.text("classification_logic") if keys.has("classification_logic") else None
     if segmentation and logic is not None and logic not in LOGICS:
-        raise PackageRefused(f"classification_logic is {logic!r}; known are {', '.join(LOGICS)}.")
+        raise PackageRefused(f"classification_logic is {logic!r:.80}; known are {', '.join(LOGICS)}.")
     raw = keys.sizes("raw_image_shape", 2) if keys.has("raw_image_shape") else None
     return Stage(
         type=stage_type,
@@ -204,9 +222,11 @@ def _normal_ids(keys: Keys, key: str, graph_level: Keys, notes: list[str], *, re
             f"The stage has no {key}, and {graph_level.place} no normal_ids; which class is normal is never guessed."
         )
     if own is not None and shared and set(own) != set(shared):
-        notes.append(f"The stage's {key} {list(own)} are used, although {graph_level.place} says {list(shared)}.")
-    # An empty list of the stage means "none" for the mask's types; for the image's classes there must be one.
-    ids = (own or shared or ()) if required else (shared if own is None else own) or ()
+        notes.append(
+            f"The stage's {key} {list(own)!r:.80} are used, although {graph_level.place} says {list(shared)!r:.80}."
+        )
+    ids = (shared if own is None else own) or ()
+    # An empty list means "none" for the mask's types; of the image's classes one must be normal.
     if required and not ids:
         raise PackageRefused(f"{key} is empty; which class is normal is never guessed.")
     return ids
@@ -229,6 +249,10 @@ def _classes(pixel_classes: Keys, block: Block | None) -> tuple[PixelClass, ...]
     names = pixel_classes.take("names", list) if pixel_classes.has("names") else []
     if not names or not all(isinstance(name, str) and name for name in names):
         raise PackageRefused("The segmentation head needs the names of its classes in pixel_level_classes.names.")
+    if unsafe := next((name for name in names if UNSAFE.search(name)), None):
+        raise PackageRefused(
+            f"pixel_level_classes.names has {unsafe!r:.80}; a class is named without control characters."
+        )
     try:
         colours = palette.colours(len(names))
     except ValueError as error:
@@ -239,13 +263,17 @@ def _classes(pixel_classes: Keys, block: Block | None) -> tuple[PixelClass, ...]
     return PixelClass("background", colours[0]), *rest
 
 
-def _check_segmentation(stage: Stage, image_size: tuple[int, int], classes: tuple[PixelClass, ...]) -> None:
-    """Refuse a segmentation model that no image could fit, or whose normal classes do not exist."""
+def _check_image_size(image_size: tuple[int, int]) -> None:
+    """Refuse a model that takes images of one size only, if no image can have that."""
     if not all(bitmaps.SHORTEST_SIDE <= side <= bitmaps.LONGEST_SIDE for side in image_size):
         raise PackageRefused(
             f"The training image size is {image_size[0]}x{image_size[1]}; images have {bitmaps.SHORTEST_SIDE} to "
             f"{bitmaps.LONGEST_SIDE} pixels a side, so none could be judged."
         )
+
+
+def _check_normal_types(stage: Stage, classes: tuple[PixelClass, ...]) -> None:
+    """Refuse a segmentation model whose normal classes do not exist."""
     if any(one >= len(classes) for one in stage.seg_normal_ids):
         raise PackageRefused(
             f"seg_normal_ids is {list(stage.seg_normal_ids)!r:.80}; pixel_level_classes.names has {len(classes)} classes."
@@ -261,8 +289,10 @@ def _artifact(content: Keys) -> str:
             "turned back; convert the .pt or .onnx that it was made from into an ONNX package."
         )
     if runtime != "onnx":
-        raise PackageRefused(f"runtime is {runtime!r}; only 'onnx' can be served.")
+        raise PackageRefused(f"runtime is {runtime!r:.80}; only 'onnx' can be served.")
     name = content.text("runtime_artifact")
-    if "/" in name or "\0" in name or name in {"", ".", ".."}:
-        raise PackageRefused(f"runtime_artifact is {name!r}; it must be a file name without a folder.")
+    if "/" in name or name in {"", ".", ".."} or len(name.encode(errors="replace")) > LONGEST_FILE_NAME:
+        raise PackageRefused(f"runtime_artifact is {name!r:.80}; it must be a file name without a folder.")
+    if UNSAFE.search(name):
+        raise PackageRefused(f"runtime_artifact is {name!r:.80}; it has control characters.")
     return name

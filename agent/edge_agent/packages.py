@@ -7,11 +7,12 @@ import re
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
 from edge_agent import block, device, manifest
-from edge_agent.errors import PackageRefused, shown
+from edge_agent.errors import SHOWN, PackageRefused, printable, shown
 from edge_agent.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 DEEPEST = 4
 MOST_FILES = 1000
 PLAIN_NAMES = {"component", "model"}
+# Of a sentence about a package, which may quote it: what an operator is told stays readable whatever it holds.
+LONGEST_SENTENCE = 600
 COMPONENT_SUFFIX = "_greengrass_model_component"
 LISTING_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READING_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -27,16 +30,22 @@ READING_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # folder and its parents up to the models folder included: equal signatures, same package. Of folders the last three
 # are 0, since a folder above changes with its other packages too.
 Signature = tuple[tuple[str, int, int, int, int, int, int], ...]
+# What stands of a file in a signature, without its path.
+Seen = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Package:
-    """A model package that was accepted."""
+    """A model package that was accepted.
+
+    `model_seen` is what its signature says of the model file; only that very file is loaded.
+    """
 
     arn: str
     folder: Path
     manifest: Manifest
     notes: tuple[str, ...] = ()
+    model_seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ def search(folder: Path, on_error: Callable[[OSError], None], levels: int = DEEP
 
 def _claims_to_be_a_package(folder: Path) -> bool:
     try:
-        return manifest.parse_json(read_file(folder, manifest.FILE)) is not None
+        return manifest.parse_json(read_file(folder, manifest.FILE, most=manifest.LONGEST)) is not None
     except PackageRefused:
         return True
 
@@ -136,9 +145,10 @@ def look(folder: Path, root: Path, rules: Rules, called: tuple[str, str] | None 
     """
     name, version = called or name_and_version(folder)
     signature = sign(folder, root)
+    seen: dict[str, Seen] = {path: tuple(rest) for path, *rest in signature}  # type: ignore[misc]
     try:
         check_trust(signature, rules.trusted_uids)
-        data = read_file(folder, manifest.FILE)
+        data = read_file(folder, manifest.FILE, one_link=True, seen=seen.get(manifest.FILE), most=manifest.LONGEST)
         by_path = name, version
         # What is refused below is listed by the path where that tells both, else by what is left of the block: a
         # model must not vanish because its manifest is damaged.
@@ -161,7 +171,7 @@ def look(folder: Path, root: Path, rules: Rules, called: tuple[str, str] | None 
         if parsed.block and parsed.block.target and not rules.any_target:
             notes += device.check(parsed.block.target, device.this_one(), strict=rules.strict_target)
     except PackageRefused as refusal:
-        return Found(name, version, folder, root, signature, None, str(refusal), called)
+        return Found(name, version, folder, root, signature, None, _sentence(str(refusal)), called)
     except OSError:
         raise
     except Exception:
@@ -169,7 +179,8 @@ def look(folder: Path, root: Path, rules: Rules, called: tuple[str, str] | None 
         logger.exception("The package in %s could not be read", folder)
         reason = "The package could not be read; the agent's log has the cause."
         return Found(name, version, folder, root, signature, None, reason, called)
-    return Found(name, version, folder, root, signature, Package(arn, folder, parsed, notes), called=called)
+    package = Package(arn, folder, parsed, tuple(map(_sentence, notes)), seen.get(parsed.model_file))
+    return Found(name, version, folder, root, signature, package, called=called)
 
 
 def look_again(found: Found, rules: Rules) -> Found:
@@ -190,19 +201,9 @@ def look_again(found: Found, rules: Rules) -> Found:
 def sign(folder: Path, root: Path) -> Signature:
     """Return the signature of a package; raise OSError when it is gone."""
     above = [folder, *folder.parents]
-    entries = [(str(path), path.stat()) for path in above[: above.index(root) + 1]]
-    walked = 0
-    for place, folders, names in os.walk(folder, onerror=raise_error):
-        for name in (*folders, *names):
-            walked += 1
-            if walked > MOST_FILES:
-                break
-            path = Path(place, name)
-            entries.append((str(path.relative_to(folder)), path.lstat()))
-    return tuple(
-        (path, info.st_mode, info.st_uid, info.st_ino, *((0, 0, 0) if stat.S_ISDIR(info.st_mode) else _changes(info)))
-        for path, info in sorted(entries, key=itemgetter(0))
-    )
+    entries = [(str(root), root.stat()), *((str(path), path.lstat()) for path in above[: above.index(root)])]
+    entries += _walk(folder)
+    return tuple((path, *_seen(info)) for path, info in sorted(entries, key=itemgetter(0)))
 
 
 def check_trust(signature: Signature, trusted_uids: Collection[int]) -> None:
@@ -213,6 +214,8 @@ def check_trust(signature: Signature, trusted_uids: Collection[int]) -> None:
     for path, mode, uid, *_ in signature:
         label = _label(path)
         if stat.S_ISLNK(mode):
+            if path.startswith("/"):
+                raise PackageRefused(f"{label} is a link; only the models folder itself may be one.")
             continue  # never followed, so it says nothing of who wrote the package
         if mode & stat.S_IWOTH:
             raise PackageRefused(f"{label} is writable by everybody; take that away with chmod o-w.")
@@ -224,31 +227,41 @@ def check_trust(signature: Signature, trusted_uids: Collection[int]) -> None:
 
 def check_files(folder: Path, parsed: Manifest) -> None:
     """Raise PackageRefused unless the model file is there and, with a `package` block, exactly the listed files are."""
-    model = _lstat(folder / parsed.model_file)
-    if model is None:
-        raise PackageRefused(f"{parsed.model_file} is missing.")
-    if not stat.S_ISREG(model.st_mode):
-        raise PackageRefused(f"{parsed.model_file} is not a regular file.")
+    _check_model_file(folder, parsed.model_file)
     if parsed.block is None:
         return
     listed = parsed.block.files
     if parsed.model_file not in listed:
-        raise PackageRefused(f"{parsed.model_file} is not listed in package.files.")
+        raise PackageRefused(f"{_name(parsed.model_file)} is not listed in package.files.")
     there = set()
-    for place, folders, names in os.walk(folder):
-        there |= {str(Path(place, name).relative_to(folder)) for name in names}
-        for name in (*folders, *names):
-            entry = Path(place, name)
-            if not stat.S_ISREG(entry.lstat().st_mode) and not stat.S_ISDIR(entry.lstat().st_mode):
-                raise PackageRefused(f"{shown(str(entry.relative_to(folder)))} is a link or no regular file.")
+    for path, info in _walk(folder):
+        if stat.S_ISDIR(info.st_mode):
+            continue
+        if not stat.S_ISREG(info.st_mode):
+            raise PackageRefused(f"{shown(path)} is a link or no regular file.")
+        there.add(path)
     for path in sorted(there - set(listed) - {manifest.FILE}):
         raise PackageRefused(f"{shown(path)} is not listed in package.files.")
     for path in sorted(set(listed) - there):
         raise PackageRefused(f"{shown(path)} is listed in package.files and missing.")
     for path, digest in listed.items():
-        size = (folder / path).lstat().st_size
-        if size != digest.size:
-            raise PackageRefused(f"{shown(path)} has {size} bytes; package.files says {digest.size}.")
+        info = (folder / path).lstat()
+        _check_one_link(info, path)
+        if info.st_size != digest.size:
+            raise PackageRefused(f"{shown(path)} has {info.st_size} bytes; package.files says {digest.size}.")
+
+
+def _check_model_file(folder: Path, model_file: str) -> None:
+    stage = str(Path(model_file).parent)
+    place = _lstat(folder / stage)
+    if place and not stat.S_ISDIR(place.st_mode):
+        raise PackageRefused(f"{_name(stage)} is a link or no folder.")
+    model = _lstat(folder / model_file)
+    if model is None:
+        raise PackageRefused(f"{_name(model_file)} is missing.")
+    if not stat.S_ISREG(model.st_mode):
+        raise PackageRefused(f"{_name(model_file)} is not a regular file.")
+    _check_one_link(model, model_file)
 
 
 def model_size(package: Package) -> int:
@@ -263,7 +276,7 @@ def read_model(package: Package) -> ModelFiles:
     Files beside the model that package.files lists are its external data, by file name.
     """
     model_file = package.manifest.model_file
-    graph = read_file(package.folder, model_file)
+    graph = read_file(package.folder, model_file, one_link=True, seen=package.model_seen)
     external = {}
     for path, digest in (package.manifest.block.files if package.manifest.block else {}).items():
         data = graph if path == model_file else read_file(package.folder, path, one_link=True)
@@ -274,10 +287,14 @@ def read_model(package: Package) -> ModelFiles:
     return ModelFiles(graph, external)
 
 
-def read_file(folder: Path, relative: str, *, one_link: bool = False) -> bytes:
+def read_file(
+    folder: Path, relative: str, *, one_link: bool = False, seen: Seen | None = None, most: int | None = None
+) -> bytes:
     """Return a package file's bytes, opened without following a link; raise PackageRefused when that cannot be had.
 
-    With `one_link` a file that has a second name, which could be changed from elsewhere, is refused.
+    With `one_link` a file that has a second name, which could be changed from elsewhere, is refused, and with `seen`
+    any other file than that: paths may lead elsewhere for a moment, and back again. One of more than `most` bytes is not
+    read: a sparse file may have any size.
     """
     opened = []
     try:
@@ -286,12 +303,18 @@ def read_file(folder: Path, relative: str, *, one_link: bool = False) -> bytes:
         for part in inner:
             opened.append(os.open(part, LISTING_FLAGS, dir_fd=opened[-1]))
         opened.append(os.open(name, READING_FLAGS, dir_fd=opened[-1]))
-        if one_link and os.fstat(opened[-1]).st_nlink != 1:
-            raise PackageRefused(f"{shown(relative)} has a second hard link; copy the file instead of linking it.")
-        return _read_unchanging(opened[-1], relative)
+        info = os.fstat(opened[-1])
+        if one_link:
+            _check_one_link(info, relative)
+        if seen and _seen(info) != seen:
+            raise PackageRefused(f"{_name(relative)} was replaced after it was checked; start the model again.")
+        if most is not None and info.st_size > most:
+            raise PackageRefused(f"{_name(relative)} is larger than {most} bytes.")
+        return _read_unchanging(opened[-1], _name(relative))
+    except (MemoryError, OverflowError):
+        raise PackageRefused(f"{_name(relative)} does not fit into memory.") from None
     except OSError as error:
-        label = relative if relative.isprintable() else shown(relative)
-        raise PackageRefused(f"{label} cannot be read: {error.strerror}.") from None
+        raise PackageRefused(f"{_name(relative)} cannot be read: {error.strerror}.") from None
     finally:
         for fd in opened:
             os.close(fd)
@@ -303,10 +326,38 @@ def _read_unchanging(fd: int, label: str) -> bytes:
     if not stat.S_ISREG(before.st_mode):
         raise PackageRefused(f"{label} is not a regular file.")
     with open(fd, "rb", closefd=False) as file:
-        data = file.read()
+        data = file.read(before.st_size)  # and no more, should it grow without end
     if len(data) != before.st_size or _changes(os.fstat(fd)) != _changes(before):
         raise PackageRefused(f"{label} changed while it was read; it is perhaps still being copied.")
     return data
+
+
+def _walk(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Return the path in `folder` of what is in it at any depth, and what lstat says of it, for MOST_FILES at most.
+
+    Not os.walk, which calls itself for each level before Python 3.12: whoever can write a package must not end the agent.
+    """
+    walked: list[tuple[str, os.stat_result]] = []
+    waiting = [folder]
+    while waiting and len(walked) < MOST_FILES:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in islice(entries, MOST_FILES - len(walked)):
+                info = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    waiting.append(Path(entry.path))
+                walked.append((str(Path(entry.path).relative_to(folder)), info))
+    return walked
+
+
+def _check_one_link(info: os.stat_result, relative: str) -> None:
+    """Refuse a file that has a second name: whoever writes to that one changes the package from elsewhere."""
+    if stat.S_ISREG(info.st_mode) and info.st_nlink != 1:
+        raise PackageRefused(f"{shown(relative)} has a second hard link; copy the file instead of linking it.")
+
+
+def _seen(info: os.stat_result) -> Seen:
+    changes = (0, 0, 0) if stat.S_ISDIR(info.st_mode) else _changes(info)
+    return info.st_mode, info.st_uid, info.st_ino, *changes
 
 
 def _changes(info: os.stat_result) -> tuple[int, int, int]:
@@ -318,6 +369,16 @@ def _label(path: str) -> str:
     return f"Folder {shown(Path(path).name)}" if path.startswith("/") else shown(path)
 
 
+def _name(relative: str) -> str:
+    """Return a path as it is where it can be read in a sentence, else quoted and cut."""
+    return relative if relative.isprintable() and len(relative) <= SHOWN else shown(relative)
+
+
+def _sentence(text: str) -> str:
+    line = printable(text)
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[:LONGEST_SENTENCE]}..."
+
+
 def _lstat(path: Path) -> os.stat_result | None:
     try:
         return path.lstat()
@@ -326,5 +387,5 @@ def _lstat(path: Path) -> os.stat_result | None:
 
 
 def raise_error(error: OSError) -> None:
-    """Raise what `search` and os.walk are told of."""
+    """Raise what `search` is told of."""
     raise error

@@ -103,6 +103,7 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ending = EndSignal()
+        self._threads = settings.max_calls + CONTROL_THREADS
         self._version = version("vision-edge-agent")  # which reads the disk
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -161,7 +162,7 @@ class Agent:
 
     def _serve(self, models: Models, served: ServedSocket, metrics: Metrics, status: StatusFile) -> None:
         models.scan()  # before the socket is there: a model that is deployed is never NOT_FOUND
-        accepted = AcceptedCalls()
+        accepted = AcceptedCalls(2 * self._threads)
         server = self._build(models, metrics, accepted)
         served.bind(server.add_insecure_port)
         server.start()
@@ -197,9 +198,9 @@ class Agent:
         from edge_agent.service import EdgeAgentService, handlers
 
         # A waiting call holds a thread, so control calls get threads that detections can never take.
-        pool = futures.ThreadPoolExecutor(self._settings.max_calls + CONTROL_THREADS, thread_name_prefix="call")
+        pool = futures.ThreadPoolExecutor(self._threads, thread_name_prefix="call")
         server = grpc.server(pool, options=GRPC_OPTIONS)
         server.add_generic_rpc_handlers(
-            (handlers(EdgeAgentService(models, self._settings.inline_mask_limit), metrics, accepted),)
+            (handlers(EdgeAgentService(models, accepted, self._settings.inline_mask_limit), metrics, accepted),)
         )
         return server

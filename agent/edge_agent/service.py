@@ -36,8 +36,9 @@ LONGEST_DEADLINE = 86_400.0 * 365
 class EdgeAgentService:
     """The API's calls, each in the order of checks that the contract states."""
 
-    def __init__(self, models: Models, inline_mask_limit: int | None) -> None:
+    def __init__(self, models: Models, accepted: AcceptedCalls, inline_mask_limit: int | None) -> None:
         self._models = models
+        self._accepted = accepted
         self._inline_mask_limit = inline_mask_limit
 
     def DetectAnomalies(self, request: pb2.DetectAnomaliesRequest, context: grpc.ServicerContext) -> Message:  # noqa: N802
@@ -48,6 +49,7 @@ class EdgeAgentService:
             return describe(request, model.required_size(manifest), masked=manifest.stage.segmentation)
 
         first, expected = prepare(manifest := model.running_manifest()), manifest
+        self._accepted.check_read()
         self._models.admit()
         try:
             turn = Turn()

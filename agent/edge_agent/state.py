@@ -1,6 +1,7 @@
 """The agent's own folder: the lock of its socket, the list of models to run again, room for sockets of its own."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -8,6 +9,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from edge_agent.errors import AgentRefused
 logger = logging.getLogger(__name__)
 
 LONGEST_LIST = 16 << 20
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class StateFolder:
@@ -47,8 +50,18 @@ class StateFolder:
         self._lock = fd
 
     def scratch(self) -> Path:
-        """Return an empty folder for this run; the lock must be held. Raises AgentRefused where there can be none."""
-        return self._emptied("run")
+        """Return an empty folder for this run; the lock must be held. Raises AgentRefused where there can be none.
+
+        What multiprocessing makes in it is a folder with a socket; where there is no room for that, it could not say
+        what to do.
+        """
+        folder = self._emptied("run")
+        try:
+            with tempfile.TemporaryDirectory(dir=folder) as like:
+                Path(like, "socket").touch()
+        except OSError as error:
+            raise self._unusable(folder, error) from None
+        return folder
 
     def unpacked(self) -> Path:
         """Return an empty folder for the packages of this run that are unpacked; as `scratch`.
@@ -82,8 +95,9 @@ class StateFolder:
             self._lock = None
 
     def _unusable(self, path: Path, error: OSError) -> AgentRefused:
+        cure = "Make room" if error.errno in NO_ROOM else "Remove it"
         return AgentRefused(
-            f"--state-dir {self._folder}: {path.name} in it cannot be used: {error.strerror}. Remove it, or name another folder."
+            f"--state-dir {self._folder}: {path.name} in it cannot be used: {error.strerror}. {cure}, or name another folder."
         )
 
     def _path(self, suffix: str) -> Path:
@@ -164,7 +178,8 @@ def folder(setting: Path | None) -> Path:
         usable = os.access(path, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
     except OSError as error:
         raise AgentRefused(
-            f"--state-dir {path} cannot be made: {error.strerror}. Name a folder the agent may write."
+            f"--state-dir {path} cannot be made: {error.strerror}. "
+            f"{'Make room, or name another folder' if error.errno in NO_ROOM else 'Name a folder the agent may write'}."
         ) from None
     if not usable:
         raise AgentRefused(f"--state-dir {path} is not writable. Name a folder the agent may write.")

@@ -22,17 +22,20 @@ logger = logging.getLogger(__name__)
 
 PROBE_PATIENCE = 5.0
 READING_PAUSE = 0.002
+# The name of the socket in its private folder, and how many names of that folder are tried.
+PRIVATE = "s"
+TRIES = 100
 INT = 4
 
 
 class ServedSocket:
     """The path that clients connect to.
 
-    The server binds a private name beside it, where the socket gets its mode and group; only then the path itself is
-    made, as a second link to the finished socket. So nobody ever sees it with other rights, nothing that appeared on
-    the path meanwhile is overwritten, and gRPC, which unlinks the name that it bound when it ends, unlinks a name that
-    is gone by then and not a path that may belong to another server. A private name tells whose it is, so that the next
-    agent can remove one that is left of an agent that was killed just then.
+    The server binds a private name, in a folder beside it that nobody else may enter, where the socket gets its mode and
+    group; only then the path itself is made, as a second link to the finished socket. So nobody can call it before it
+    has its rights, nothing that appeared on the path meanwhile is overwritten, and gRPC, which unlinks the name that it
+    bound when it ends, unlinks a name that is gone by then and not a path that may belong to another server. The
+    folder's name tells of which path it is, so that the next agent can remove what one left that was killed just then.
     """
 
     def __init__(self, path: Path, mode: int, group: str) -> None:
@@ -79,24 +82,24 @@ class ServedSocket:
         logger.info("Removed the dead socket that an earlier agent left at %s.", self._path)
 
     def _remove_left(self) -> None:
-        """Remove the private names of agents of this path that were killed before they had made it."""
-        with suppress(OSError):
-            for left in self._path.parent.glob(f"{self._mark}*"):
-                info = left.lstat()
-                if stat.S_ISSOCK(info.st_mode) and info.st_uid == os.geteuid() and not _answers(left):
-                    left.unlink()
+        """Remove the private folders of agents of this path that were killed before they had made it."""
+        for folder in self._path.parent.glob(f"{self._mark}??"):
+            with suppress(OSError):  # it is another's, or there is more in it
+                info = folder.lstat()
+                if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid():
+                    left = folder / PRIVATE
+                    if left.is_socket() and not _answers(left):
+                        left.unlink()
+                    folder.rmdir()
 
     def bind(self, bind: Callable[[str], object]) -> None:
         """Let `bind` bind a private name, given as gRPC address, and give the socket its rights; raise AgentRefused."""
-        self._private = self._path.with_name(f"{self._mark}{secrets.token_urlsafe(3)}")
-        if len(os.fsencode(self._private)) > LONGEST:
-            raise AgentRefused(
-                f"The folder of the socket, {self._path.parent}, has too long a path. Give another --socket."
-            )
+        self._private = self._make_folder() / PRIVATE
         before = os.umask(0o777 & ~self._mode)
         try:
             bind(f"unix:{self._private}")
         except (RuntimeError, OSError) as error:
+            self._remove_private()
             raise AgentRefused(f"The socket cannot be bound in {self._path.parent}: {error}") from None
         finally:
             os.umask(before)
@@ -113,7 +116,32 @@ class ServedSocket:
         except OSError as error:
             raise AgentRefused(f"The socket {self._path} cannot be made: {error.strerror}.") from None
         finally:
+            self._remove_private()
+
+    def _make_folder(self) -> Path:
+        """Make the private folder, under a name that nobody has; raise AgentRefused."""
+        if len(os.fsencode(self._path.with_name(f"{self._mark}??") / PRIVATE)) > LONGEST:
+            raise AgentRefused(
+                f"The folder of the socket, {self._path.parent}, has too long a path. Give another --socket."
+            )
+        for _ in range(TRIES):
+            folder = self._path.with_name(f"{self._mark}{secrets.token_urlsafe(2)[:2]}")
+            try:
+                folder.mkdir(mode=stat.S_IRWXU)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise AgentRefused(f"The socket cannot be bound in {self._path.parent}: {error.strerror}.") from None
+            return folder
+        raise AgentRefused(
+            f"The socket cannot be bound in {self._path.parent}, which is full of names {self._mark}??. Remove them, or give "
+            "another --socket."
+        )
+
+    def _remove_private(self) -> None:
+        with suppress(OSError):
             self._private.unlink(missing_ok=True)
+            self._private.parent.rmdir()
 
     def wait_until_read(self, give_up: float) -> None:
         """Wait until the clients have read all that was written to them, or until `give_up` (time.monotonic)."""

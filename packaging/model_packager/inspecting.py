@@ -152,7 +152,7 @@ def inspect(path: Path, *, nodes: bool = False) -> dict[str, Any]:
         found = _look(folder, Rules(any_target=True))
         if found.package is None:
             raise PackagingRefused(f"{path}: {found.refusal}")
-        content = manifest.parse_json(packages.read_file(folder, manifest.FILE)) or {}
+        content = manifest.parse_json(packages.read_file(folder, manifest.FILE, most=manifest.LONGEST)) or {}
         told = _told(found, found.package, content.get("package") or {})
         if nodes:
             told["nodes"] = _nodes(found.package)

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from edge_agent.accepted import AcceptedCalls
+from edge_agent.errors import CannotKeepUp
 from edge_agent.unix_socket import ServedSocket
 
 
@@ -28,8 +29,19 @@ class Context:
 
 
 class TestAcceptedCalls:
+    def test_answers_that_nobody_reads_are_not_made_without_bound(self):
+        calls = AcceptedCalls(2)
+        contexts = [Context() for _ in range(3)]
+        for context in contexts:
+            calls.check_read()
+            assert calls.accept(context)
+        with pytest.raises(CannotKeepUp, match="More than 2 calls are not done"):
+            calls.check_read()
+        contexts[0].end()
+        calls.check_read()
+
     def test_every_accepted_call_is_waited_for_and_no_other_is_accepted(self):
-        calls = AcceptedCalls()
+        calls = AcceptedCalls(2)
         first, second = Context(), Context()
         assert calls.accept(first)
         assert calls.accept(second)
@@ -41,7 +53,7 @@ class TestAcceptedCalls:
         assert calls.wait(30.0)
 
     def test_who_is_gone_is_not_waited_for(self):
-        calls = AcceptedCalls()
+        calls = AcceptedCalls(2)
         assert calls.accept(Context(gone=True))
         assert calls.wait(0.0)
 

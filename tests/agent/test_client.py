@@ -449,22 +449,23 @@ def test_swept_in_the_instant_of_creation(monkeypatch):
 def test_an_answer_without_a_verdict_is_none():
     """Nothing in it reads as normal, which nobody has said of the part."""
     with pytest.raises(library.CallFailed, match="without a verdict"):
-        library._detection(pb2.DetectAnomaliesResponse(), None)
+        library._detection(pb2.DetectAnomaliesResponse(), None, (64, 64))
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "size"), [(64, 64, 5), (0, 0, 0), (-1, -64, 192), (2**31 - 1, 2**31 - 1, 12)]
+    ("width", "height", "size"),
+    [(64, 64, 5), (0, 0, 0), (-1, -64, 192), (2**31 - 1, 2**31 - 1, 12), (64, 65, 3 * 64 * 65), (65, 64, 3 * 64 * 64)],
 )
 def test_a_mask_that_is_none(width, height, size):
     answer = pb2.DetectAnomaliesResponse()
     answer.detect_anomaly_result.anomaly_mask.width = width
     answer.detect_anomaly_result.anomaly_mask.height = height
-    told = f"^The agent answered with a mask of {width}x{height} pixels in {size} bytes, which do not fit.$"
+    told = f"^The agent answered with a mask of {width}x{height} pixels in {size} bytes for an image of 64x64.$"
     with pytest.raises(library.CallFailed, match=told):
-        library._detection(answer, np.zeros(size, np.uint8))
+        library._detection(answer, np.zeros(size, np.uint8), (64, 64))
     answer.detect_anomaly_result.anomaly_mask.byte_data = bytes(size)
     with pytest.raises(library.CallFailed, match=told):
-        library._detection(answer, None)
+        library._detection(answer, None, (64, 64))
 
 
 def test_an_image_that_no_message_can_carry(client):

@@ -117,7 +117,8 @@ REFUSED = {
     "threshold beyond float32": (edit(*STAGE, "threshold", value=1e308), "finite"),
     "no head": (edit(*STAGE, "classification_head_enabled", value=False), "neither"),
     "head a number": (edit(*STAGE, "classification_head_enabled", value=1), "classification_head_enabled is 1"),
-    "empty class ids": (edit(*STAGE, "class_normal_ids", value=[-1]), "class_normal_ids is [-1]"),
+    "negative class ids": (edit(*STAGE, "class_normal_ids", value=[-1]), "class_normal_ids is [-1]"),
+    "empty class ids": (edit(*STAGE, "class_normal_ids", value=[]), "class_normal_ids is empty"),
     "ids texts": (edit(*STAGE, "class_normal_ids", value=["normal"]), "list of class indices"),
     "polar": (edit(*STAGE, "transform_preprocessing", value={"polar": {}}), "transform_preprocessing"),
     "calibrated, no shift": (edit(*STAGE, "calibrated", value=True), "calibrator_scaling"),
@@ -132,6 +133,9 @@ REFUSED = {
     "tflite": (edit("runtime", value="tflite"), "'tflite'"),
     "artifact elsewhere": (edit("runtime_artifact", value="../model.onnx"), "without a folder"),
     "artifact ..": (edit("runtime_artifact", value=".."), "without a folder"),
+    "artifact of 86 * 3 bytes": (edit("runtime_artifact", value="\u3042" * 86), "without a folder"),
+    "artifact that turns": (edit("runtime_artifact", value="model\u202exnno"), "has control characters"),
+    "artifact with a NUL": (edit("runtime_artifact", value="model\0.onnx"), "has control characters"),
     "no artifact": (edit("runtime_artifact", value=None), "lacks runtime_artifact"),
     "newer block": (edit("package", value={"format": 2}), "format 2"),
     "block a text": (edit("package", value="x"), "package is not an object"),
@@ -146,6 +150,59 @@ def test_refused_by_name(what):
     with pytest.raises(PackageRefused) as caught:
         manifest.parse(content)
     assert words in str(caught.value)
+
+
+PLACES = {
+    "graph type": ("model_graph", "model_graph_type"),
+    "type": (*STAGE, "type"),
+    "logic": (*STAGE, "classification_logic"),
+    "interpolation": (*STAGE, "interpolation"),
+    "threshold": (*STAGE, "threshold"),
+    "normal ids": (*STAGE, "seg_normal_ids"),
+    "names": ("model_graph", "pixel_level_classes", "names"),
+    "runtime": ("runtime",),
+    "artifact": ("runtime_artifact",),
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("value", ["x" * 5000, "\x1b" * 5000, [7] * 5000], ids=["long", "escapes", "list"])
+def test_what_is_told_has_a_bounded_length(where, value):
+    content = both()
+    edit(*PLACES[where], value=value)(content)
+    with pytest.raises(PackageRefused) as caught:
+        manifest.parse(content)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+def test_a_note_has_a_bounded_length():
+    content = both()
+    content["model_graph"]["pixel_level_classes"]["normal_ids"] = [7] * 5000
+    (contradiction, _) = manifest.parse(content).notes
+    assert "seg_normal_ids [0] are used" in contradiction
+    assert len(contradiction) < 300
+
+
+@pytest.mark.parametrize(
+    "unsafe", ["\0", "\n", "\x1b", "\x7f", "\x9b", "\u061c", "\u200f", "\u2028", "\u202e", "\u2069"]
+)
+def test_a_class_is_named_without_control_characters(unsafe):
+    """Names are told to callers, who show them."""
+    content = both()
+    content["model_graph"]["pixel_level_classes"]["names"][1] = f"de{unsafe}nt"
+    with pytest.raises(PackageRefused, match="a class is named without control characters") as caught:
+        manifest.parse(content)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["Kratzer, groß", "きず", "\u0634\u06a9\u0633\u062a\u200c\u0647", "\U0001f469\u200d\U0001f527"]
+)
+def test_a_class_may_be_named_in_any_script(name):
+    content = both()
+    content["model_graph"]["pixel_level_classes"]["names"][1] = name
+    assert manifest.parse(content).classes[1].name == name
 
 
 def test_ids_that_are_nowhere_are_never_guessed():
@@ -186,6 +243,14 @@ def test_text_that_is_not_unicode():
         manifest.parse_json(b'{"model_graph": {}, "runtime_artifact": "\\ud800"}')
 
 
+def test_a_key_that_is_there_twice():
+    """Which one counts, others may see otherwise."""
+    twice = json.dumps(packages.manifest()).replace('"threshold": 0.5', '"threshold": 0.5, "threshold": 0.9')
+    with pytest.raises(PackageRefused, match=r"manifest\.json has the key 'threshold' twice; which one counts"):
+        manifest.parse_json(twice.encode())
+    assert manifest.parse_json(b'{"name": "an extension", "name": "another"}') is None
+
+
 def test_normal_types_that_do_not_exist():
     with pytest.raises(PackageRefused, match="seg_normal_ids is .7.; pixel_level_classes.names has 2"):
         manifest.parse(both(seg_normal_ids=[7]))
@@ -194,6 +259,19 @@ def test_normal_types_that_do_not_exist():
 def test_a_size_that_no_image_can_have():
     with pytest.raises(PackageRefused, match="1x64; images have 64 to 4096"):
         manifest.parse(both(image_size=(1, 64)))
+
+
+@pytest.mark.parametrize("any_size", [False, True])
+def test_a_classifier_that_takes_one_size_only_takes_one_that_images_have(any_size):
+    content = packages.manifest(image_size=(64, 4097))
+    assert manifest.parse(content).image_size == (64, 4097), "without a block, a setting may let it take any"
+    component = {"name": "b", "version": "1.0.0"}
+    content["package"] = {"format": 1, "component": component, "files": {}, "any_image_size": any_size}
+    if any_size:
+        assert manifest.parse(content).image_size == (64, 4097)
+    else:
+        with pytest.raises(PackageRefused, match="64x4097; images have 64 to 4096"):
+            manifest.parse(content)
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[]", b"1", b'{"name": "an extension"}'])

@@ -147,5 +147,5 @@ def test_what_operators_read_is_escaped(folder):
     packages.write(folder, content, packages.constant(scores=[0.1, 0.9]))
     found = package_files.look(folder, folder.parent, Rules())
     told = model(found, State.FAILED).describe()[1]
-    assert "fake is missing" in told
+    assert "red\\n2026 ERROR fake'; it has control characters." in told
     assert told.isprintable()

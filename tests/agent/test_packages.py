@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -131,6 +134,56 @@ def test_links_are_not_read_through(tmp_path, kind):
         packages.read_file(folder, "mochi/model.onnx")
 
 
+@pytest.mark.parametrize("path", ["manifest.json", "mochi/model.onnx"])
+def test_a_second_hard_link_is_refused(tmp_path, path):
+    folder = made.classifier(tmp_path / "models" / "board")
+    found = packages.look(folder, tmp_path / "models", packages.Rules())
+    os.link(folder / path, tmp_path / "another-name")
+    again = packages.look(folder, tmp_path / "models", packages.Rules())
+    assert again.refusal == f"'{path}' has a second hard link; copy the file instead of linking it."
+    if path != "manifest.json":
+        with pytest.raises(PackageRefused, match="second hard link"):
+            packages.read_model(found.package)
+
+
+def test_only_the_very_model_that_was_checked_is_read(tmp_path):
+    """Where another package is in the place of this one for a moment."""
+    folder = made.classifier(tmp_path / "board")
+    found = packages.look(folder, tmp_path, packages.Rules())
+    folder.rename(tmp_path / "aside")
+    made.classifier(folder)
+    with pytest.raises(PackageRefused, match=r"mochi/model\.onnx was replaced after it was checked"):
+        packages.read_model(found.package)
+    shutil.rmtree(folder)
+    (tmp_path / "aside").rename(folder)
+    assert packages.read_model(found.package).graph == (folder / "mochi" / "model.onnx").read_bytes()
+
+
+def test_only_the_manifest_that_the_signature_saw_is_read(tmp_path, monkeypatch):
+    folder = made.classifier(tmp_path / "board")
+    sign = packages.sign
+
+    def signs_and_replaces(*places):
+        signature = sign(*places)
+        (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes() + b"\n")
+        return signature
+
+    monkeypatch.setattr(packages, "sign", signs_and_replaces)
+    refusal = packages.look(folder, tmp_path, packages.Rules()).refusal
+    assert refusal == "manifest.json was replaced after it was checked; start the model again."
+
+
+def test_what_is_told_of_a_package_is_one_line_of_a_bounded_length(tmp_path):
+    name = "\x1b\u202e" * 2000
+    content = {**made.manifest(), "runtime_artifact": "x" * 200}
+    folder = made.write(tmp_path / "board", content, b"")
+    assert packages.look(folder, tmp_path, packages.Rules()).refusal.startswith("'mochi/xxxxx")
+    (folder / "manifest.json").write_text('{"model_graph": ' + name)
+    refusal = packages.look(folder, tmp_path, packages.Rules()).refusal
+    assert refusal.isprintable()
+    assert len(refusal) <= packages.LONGEST_SENTENCE + 3
+
+
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(bytes(1 << 20))
@@ -158,3 +211,77 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
         writer.join()
     assert refusals
     assert packages.read_file(tmp_path, "model.onnx") == path.read_bytes()
+
+
+def test_a_file_of_any_size_is_not_read(tmp_path):
+    """Sparse files take no room on disk; what they say they hold would take all memory."""
+    folder = made.classifier(tmp_path / "board")
+    os.truncate(folder / "mochi" / "model.onnx", 1 << 43)
+    found = packages.look(folder, tmp_path, packages.Rules())
+    with pytest.raises(PackageRefused, match=r"^mochi/model\.onnx does not fit into memory\.$"):
+        packages.read_model(found.package)
+    os.truncate(folder / "manifest.json", 1 << 43)
+    assert list(packages.search(tmp_path, packages.raise_error)) == [folder]
+    found = packages.look(folder, tmp_path, packages.Rules())
+    assert found.refusal == "manifest.json is larger than 1048576 bytes."
+
+
+def test_a_file_that_grows_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+    """It becomes one that would take all memory when it has been looked at already."""
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    opened = open
+
+    def grow(*arguments, **more):
+        os.truncate(tmp_path / "manifest.json", 1 << 43)
+        return opened(*arguments, **more)
+
+    monkeypatch.setattr(packages, "open", grow, raising=False)
+    with pytest.raises(PackageRefused, match="changed while it was read"):
+        packages.read_file(tmp_path, "manifest.json")
+
+
+def test_folders_in_folders_without_end_are_refused(tmp_path):
+    """Deeper than Python's calls may go."""
+    folder = made.classifier(tmp_path / "board")
+    deepest = os.open(folder, os.O_RDONLY)
+    for _ in range(sys.getrecursionlimit() + 100):
+        os.mkdir("x", dir_fd=deepest)
+        inner = os.open("x", os.O_RDONLY, dir_fd=deepest)
+        os.close(deepest)
+        deepest = inner
+    os.close(deepest)
+    refusal = packages.look(folder, tmp_path, packages.Rules()).refusal
+    subprocess.run(["rm", "-r", folder / "x"], check=True)  # as shutil.rmtree cannot everywhere
+    assert refusal == "The package has more than 1000 files."
+
+
+@pytest.mark.parametrize("path", ["boards", "boards/board"])
+def test_a_folder_whose_place_a_link_has_taken_is_refused(tmp_path, path):
+    """The look before was at the folder itself."""
+    root = tmp_path / "models"
+    found = packages.look(made.classifier(root / "boards" / "board"), root, packages.Rules())
+    assert not found.refusal
+    (root / path).rename(tmp_path / "elsewhere")
+    (root / path).symlink_to(tmp_path / "elsewhere")
+    refusal = packages.look_again(found, packages.Rules()).refusal
+    assert refusal == f"Folder '{Path(path).name}' is a link; only the models folder itself may be one."
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_stage_that_is_no_folder_is_refused_at_the_look(tmp_path, kind):
+    folder = made.classifier(tmp_path / "models" / "board")
+    (folder / "mochi").rename(tmp_path / "elsewhere")
+    if kind == "link":
+        (folder / "mochi").symlink_to(tmp_path / "elsewhere")
+    else:
+        (folder / "mochi").touch()
+    assert packages.look(folder, tmp_path, packages.Rules()).refusal == "mochi is a link or no folder."
+
+
+def test_a_file_larger_than_any_memory_is_not_read():
+    """Of the largest size there is, which a file on tmpfs may have."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        (Path(folder) / "model.onnx").touch()
+        os.truncate(Path(folder) / "model.onnx", sys.maxsize)
+        with pytest.raises(PackageRefused, match=r"^model\.onnx does not fit into memory\.$"):
+            packages.read_file(Path(folder), "model.onnx")

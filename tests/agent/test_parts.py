@@ -115,6 +115,35 @@ class TestState:
         ):
             (folder.lock if name == "lock" else folder.scratch)()
 
+    def test_a_disk_without_room_for_the_scratch_folder(self, tmp_path, monkeypatch):
+        """Where there is room for the folder itself, and none for what multiprocessing makes in it."""
+        folder = state.StateFolder(tmp_path, tmp_path / "s")
+        assert list(folder.scratch().iterdir()) == []
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        for at in (state.tempfile, "mkdtemp"), (state.Path, "touch"):
+            monkeypatch.setattr(*at, full)
+            with pytest.raises(AgentRefused) as caught:
+                folder.scratch()
+            monkeypatch.undo()
+            place = folder._path("run").name
+            assert str(caught.value) == (
+                f"--state-dir {tmp_path}: {place} in it cannot be used: No space left on device. Make room, or name another "
+                "folder."
+            )
+
+    def test_a_disk_without_room_for_the_state_folder(self, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(state.Path, "mkdir", full)
+        with pytest.raises(
+            AgentRefused, match=r"x cannot be made: No space left on device\. Make room, or name another"
+        ):
+            state.folder(tmp_path / "x")
+
     def test_running_models_are_written_beside_and_renamed(self, tmp_path, monkeypatch):
         file = state.RunningModels(tmp_path / "x.running.json")
         assert file.read() == []

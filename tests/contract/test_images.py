@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import posix_ipc
 import pytest
+from onnx import TensorProto, helper
 
 from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
@@ -412,3 +413,31 @@ def test_segment_truncated_during_the_call(folder, segment):
         assert agent.state("part") == "RUNNING"
     assert outcomes["cut while it was read"], outcomes
     assert set(outcomes) <= {OK, INVALID, "cut while it was read"}
+
+
+def test_what_a_model_calls_its_parts_does_not_reach_the_log_as_it_is(folder):
+    """The runtime prints what fails to stderr, which is where the log is, too."""
+    name = "node\n2026-01-31T12:00:00.000Z ERROR forged \x1b[2J"
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "five"], ["index_as_float"]),
+        helper.make_node("Cast", ["index_as_float"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["scores"], name=name),
+    ]
+    constants = {
+        "zero": np.float32(0).reshape(()),
+        "five": np.float32(5).reshape(()),
+        "table": np.zeros((2, 1, 2), np.float32),
+    }
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 2])
+    model = packages.model(nodes, constants, (1, 3, 64, 64), [scores])
+    packages.write(folder / "models" / "board", packages.manifest(), model)
+    with serving(folder / "models") as agent:
+        agent.stub().StartModel(pb2.StartModelRequest(model_component="board"))
+        until(lambda: agent.state("board") == "FAILED", "it has failed")
+        told = agent.describe("board").status_message
+        assert "Gather" in told
+        assert told.isprintable()
+        assert all(line[:2] in {"20", "  "} and line.isprintable() for line in agent.log().split("\n") if line)
+        assert not any("ERROR forged" in line and "board" not in line for line in agent.log().split("\n"))

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import socket
+import struct
 import threading
 
 import grpc
 import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
+from edge_agent.server import CONTROL_THREADS
+from promises.fuzzed_wire import frames
 from support import packages
 from support.agent import PLENTY, serving
 from support.calls import EXHAUSTED, INTERNAL, OK, PRECONDITION, outcome, request
@@ -219,3 +223,31 @@ def test_parallel_models_run_in_parallel(models):
         assert not busy.call.done()
         busy.go_on()
         assert code(busy.call) == OK
+
+
+def test_answers_that_nobody_reads_are_bounded(models):
+    """A client lets the agent write no answer's bytes: its window stays at 0."""
+    most, sent = 2 * (4 + CONTROL_THREADS), 100
+    with serving(models, max_calls=4) as agent, socket.socket(socket.AF_UNIX) as connection:
+        agent.run_model("board")
+        asked = request("board", 64, 64, bytes(SIZE)).SerializeToString()
+        to = frames.headers(b"/AWS.LookoutVision.EdgeAgent/DetectAnomalies")
+        connection.connect(str(agent.socket))
+        connection.sendall(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0, struct.pack(">HI", 4, 0)))
+        for number in range(sent):
+            stream = 2 * number + 1
+            connection.sendall(
+                frames.frame(frames.HEADERS, frames.END_HEADERS, stream, to)
+                + frames.frame(frames.DATA, frames.END_STREAM, stream, frames.message(asked))
+            )
+            until(lambda: agent.log().count(" DetectAnomalies 'board' ") == number + 1, "it is judged or refused")
+        lines = [line for line in agent.log().split("\n") if " DetectAnomalies 'board' " in line]
+        assert all(line.endswith(" ms OK") for line in lines[:most])
+        assert all(f"More than {most} calls are not done" in line for line in lines[most + 1 :])
+        assert refusals(agent) >= sent - most - 1
+        assert agent.state("board") == "RUNNING", "other calls go on"
+        connection.close()
+        until(
+            lambda: code(agent.stub().DetectAnomalies.future(request("board", 64, 64, bytes(SIZE)))) == OK,
+            "all is well",
+        )

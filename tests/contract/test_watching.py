@@ -360,6 +360,10 @@ def test_one_package_of_nonsense_costs_nothing_but_itself(models):
             (models / name / "manifest.json").write_text(content.replace(old, new))
             until(lambda: listed(agent).get(name) == "FAILED", "it is listed with the reason")
             assert words in agent.describe(name).status_message
+        constant(models / "sparse", 0.25)
+        os.truncate(models / "sparse" / "manifest.json", 1 << 43)
+        until(lambda: listed(agent).get("sparse") == "FAILED", "it is not read")
+        assert "larger than" in agent.describe("sparse").status_message
         assert listed(agent)["board"] == "STOPPED"
         constant(models / "later", 0.25)
         until(lambda: listed(agent).get("later") == "STOPPED", "the watch goes on")

@@ -6,6 +6,7 @@ Run by mutations.py.
 from dataclasses import dataclass
 from pathlib import Path
 
+ACCEPTED = "tests/agent/test_accepted.py"
 BITMAPS = "tests/agent/test_bitmaps.py"
 BUDGET = "tests/agent/test_budget.py"
 C1 = "tests/promises/crashes"
@@ -15,11 +16,14 @@ C4 = "tests/promises/wall_clock"
 C5 = "tests/promises/broken_models"
 CALLS = "tests/agent/test_calls.py"
 CONFIG = "tests/agent/test_config.py"
+IMAGES = "tests/contract/test_images.py::test_what_a_model_calls_its_parts_does_not_reach_the_log_as_it_is"
 L1 = "tests/promises/lifecycle_storm"
 L2 = "tests/promises/swaps"
 LIFE = "tests/contract/test_life.py"
 LOG = "tests/agent/test_log.py"
 ORDER = "tests/contract/test_keeping_up.py::test_first_come_first_served"
+PACKAGES = "tests/agent/test_packages.py::test_a_file_of_any_size_is_not_read"
+UNREAD = "tests/contract/test_keeping_up.py::test_answers_that_nobody_reads_are_bounded"
 R1 = "tests/promises/fuzzed_wire"
 S1 = "tests/promises/torn_segments"
 S2 = "tests/promises/not_segments"
@@ -74,6 +78,21 @@ class Mutation:
 
 
 MUTATIONS = (
+    Mutation(
+        "unread-answers-without-bound",
+        (("accepted.py", "        if self._in_hand > self._most:\n", "        if False:\n"),),
+        (ACCEPTED, UNREAD),
+    ),
+    Mutation(
+        "files-of-any-size-are-read",
+        (("packages.py", "        if most is not None and info.st_size > most:\n", "        if False:\n"),),
+        (PACKAGES,),
+    ),
+    Mutation(
+        "the-runtime-prints-what-fails",
+        (("backends/onnxruntime.py", "FATAL_ONLY = 4\n", "FATAL_ONLY = 3\n"),),
+        (IMAGES,),
+    ),
     Mutation(
         "no-sentinel-watch",
         (

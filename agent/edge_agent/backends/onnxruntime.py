@@ -24,7 +24,8 @@ try:
 except ImportError:  # pragma: no cover  (seen where the extra is not installed)
     ort = None
 
-ERRORS_ONLY = 3
+# What fails is raised, too, and told by us; the runtime would print a model's names to stderr as they are.
+FATAL_ONLY = 4
 # How the runtime, and the system through it, say that there is no memory left.
 OUT_OF_MEMORY = re.compile("Failed to allocate memory|bad_alloc|Cannot allocate memory")
 INPUT_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
@@ -40,7 +41,7 @@ class OrtSession:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
-        settings.log_severity_level = ERRORS_ONLY
+        settings.log_severity_level = FATAL_ONLY
         # Spinning threads win on an idle machine and lose up to half beside a busy neighbour.
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
         # A model is loaded from the bytes that were checked, its external data too. What it would load besides, from a
@@ -63,6 +64,7 @@ class OrtSession:
             raise PackageRefused(f"The model must have one float32 input (uint8 when compiled); it has: {listed}.")
         self._input = inputs[0].name
         self._running = ort.RunOptions()
+        self._running.log_severity_level = FATAL_ONLY
         self.input_dtype = INPUT_TYPES[inputs[0].type]
 
     def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
@@ -75,6 +77,7 @@ class OrtSession:
         """
         # New ones for each run: those of a run that was ended would end the next one, too.
         self._running = ort.RunOptions()
+        self._running.log_severity_level = FATAL_ONLY
         try:
             return list(self._session.run(None, {self._input: tensor}, self._running))
         except Exception as error:  # noqa: BLE001
