@@ -8,6 +8,7 @@ from pathlib import Path
 
 ACCEPTED = "tests/agent/test_accepted.py"
 BITMAPS = "tests/agent/test_bitmaps.py"
+BLOCK = "tests/agent/test_block.py"
 BUDGET = "tests/agent/test_budget.py"
 C1 = "tests/promises/crashes"
 C2 = "tests/promises/hangs"
@@ -16,14 +17,18 @@ C4 = "tests/promises/wall_clock"
 C5 = "tests/promises/broken_models"
 CALLS = "tests/agent/test_calls.py"
 CONFIG = "tests/agent/test_config.py"
+D1 = "tests/promises/full_disk"
 IMAGES = "tests/contract/test_images.py::test_what_a_model_calls_its_parts_does_not_reach_the_log_as_it_is"
 L1 = "tests/promises/lifecycle_storm"
 L2 = "tests/promises/swaps"
 LIFE = "tests/contract/test_life.py"
 LOG = "tests/agent/test_log.py"
+MANIFEST = "tests/agent/test_manifest.py"
 ORDER = "tests/contract/test_keeping_up.py::test_first_come_first_served"
-PACKAGES = "tests/agent/test_packages.py::test_a_file_of_any_size_is_not_read"
-UNREAD = "tests/contract/test_keeping_up.py::test_answers_that_nobody_reads_are_bounded"
+P1 = "tests/promises/mutated_packages"
+P2 = "tests/promises/half_copied"
+P3 = "tests/promises/foreign_files"
+PACKAGES = "tests/agent/test_packages.py"
 R1 = "tests/promises/fuzzed_wire"
 S1 = "tests/promises/torn_segments"
 S2 = "tests/promises/not_segments"
@@ -39,6 +44,13 @@ STATUS = "tests/agent/test_status.py"
 SUPERVISOR = "tests/agent/test_supervisor.py"
 T1 = "tests/promises/sigterm"
 T2 = "tests/promises/sigterm_midway"
+U1 = "tests/promises/one_socket"
+U2 = "tests/promises/occupied_path"
+U3 = "tests/promises/socket_mode"
+U4 = "tests/promises/bad_connections"
+U5 = "tests/promises/two_users"
+UNIX_SOCKET = "tests/agent/test_unix_socket.py"
+UNREAD = "tests/contract/test_keeping_up.py::test_answers_that_nobody_reads_are_bounded"
 
 DROPS_THE_QUEUE = """\
                 self._queue.pause()
@@ -435,5 +447,255 @@ MUTATIONS = (
         "aliases-without-bound",
         (("settings_file.py", "            if sizes[id(node)] > MOST_NODES:\n", "            if False:\n"),),
         (CONFIG,),
+    ),
+    Mutation(
+        "no-lock-of-the-socket",
+        (("state.py", "            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "            pass\n"),),
+        (U1,),
+    ),
+    Mutation(
+        "no-connect-probe",
+        (("unix_socket.py", "        if _answers(self._path):\n", "        if False:\n"),),
+        (U2, U1),
+    ),
+    Mutation(
+        "anybody's-socket-is-removed",
+        (("unix_socket.py", "        if info.st_uid != os.geteuid():\n", "        if False:\n"),),
+        (U2,),
+    ),
+    Mutation(
+        "links-on-the-path-are-followed",
+        (
+            (
+                "unix_socket.py",
+                "            info = self._path.lstat()\n        except FileNotFoundError",
+                "            info = self._path.stat()\n        except FileNotFoundError",
+            ),
+        ),
+        (U2,),
+    ),
+    Mutation(
+        "what-was-killed-stays",
+        (("unix_socket.py", "        self._remove_left()\n", ""),),
+        (U2, UNIX_SOCKET),
+    ),
+    Mutation(
+        "umask-dropped",
+        (("unix_socket.py", "        before = os.umask(0o777 & ~self._mode)\n", "        before = os.umask(0)\n"),),
+        (U3, LIFE),
+    ),
+    Mutation(
+        "chmod-after-the-bind",
+        (
+            ("unix_socket.py", "        before = os.umask(0o777 & ~self._mode)\n", "        before = os.umask(0)\n"),
+            (
+                "unix_socket.py",
+                "        self._private = self._make_folder() / PRIVATE\n",
+                '        self._private = self._path.with_name(f"{self._mark}xx")\n',
+            ),
+            (
+                "unix_socket.py",
+                '        give_to_group(self._private, self._group, "the socket")\n',
+                '        self._private.chmod(self._mode)\n        give_to_group(self._private, self._group, "the socket")\n',
+            ),
+        ),
+        (U3,),
+    ),
+    Mutation(
+        "private-folder-for-all",
+        (("unix_socket.py", "                folder.mkdir(mode=stat.S_IRWXU)\n", "                folder.mkdir()\n"),),
+        (U3, UNIX_SOCKET),
+    ),
+    Mutation(
+        "no-group-of-the-socket",
+        (("unix_socket.py", '        give_to_group(self._private, self._group, "the socket")\n', ""),),
+        (U3, U5),
+    ),
+    Mutation(
+        "path-is-overwritten",
+        (
+            (
+                "unix_socket.py",
+                "            os.link(self._private, self._path, follow_symlinks=False)\n",
+                "            os.rename(self._private, self._path)\n",
+            ),
+        ),
+        (UNIX_SOCKET,),
+    ),
+    Mutation(
+        "few-open-files",
+        (("server.py", "        _raise_file_limit()\n", ""),),
+        (U4,),
+    ),
+    Mutation(
+        "mode-for-all",
+        (("unix_socket.py", "        self._mode = mode\n", "        self._mode = mode | 0o006\n"),),
+        (U5, U3),
+    ),
+    Mutation(
+        "any-file-of-that-name",
+        (("packages.py", "        if seen and _seen(info) != seen:\n", "        if False:\n"),),
+        (P2, PACKAGES),
+    ),
+    Mutation(
+        "digest-of-the-path",
+        # Where another file is there for a moment, the one that comes back has the right digest.
+        (
+            (
+                "packages.py",
+                "read_file(package.folder, model_file, one_link=True, seen=package.model_seen)",
+                "read_file(package.folder, model_file, one_link=True)",
+            ),
+            (
+                "packages.py",
+                "        if hashlib.sha256(data).hexdigest() != digest.sha256:\n",
+                "        if hashlib.sha256((package.folder / path).read_bytes()).hexdigest() != digest.sha256:\n",
+            ),
+        ),
+        (P2,),
+    ),
+    Mutation(
+        "digests-unchecked",
+        (("packages.py", "        if hashlib.sha256(data).hexdigest() != digest.sha256:\n", "        if False:\n"),),
+        (P2,),
+    ),
+    Mutation(
+        "changes-during-the-load",
+        (("worker.py", "        _check_unchanged(found)\n", ""),),
+        (P2,),
+    ),
+    Mutation(
+        "class-names-as-they-are",
+        (
+            (
+                "manifest.py",
+                "    if unsafe := next((name for name in names if UNSAFE.search(name)), None):\n",
+                '    if unsafe := "":\n',
+            ),
+        ),
+        (P1, MANIFEST),
+    ),
+    Mutation(
+        "nesting-without-end",
+        (("manifest.py", "    except (ValueError, RecursionError) as error:\n", "    except ValueError as error:\n"),),
+        (P1, MANIFEST),
+    ),
+    Mutation(
+        "sentences-without-end",
+        (("manifest.py", "stage's type is {stage_type!r:.80};", "stage's type is {stage_type!r};"),),
+        (MANIFEST,),
+    ),
+    Mutation(
+        "normal-classes-are-guessed",
+        (("manifest.py", "    ids = (shared if own is None else own) or ()\n", "    ids = own or shared or ()\n"),),
+        (MANIFEST,),
+    ),
+    Mutation(
+        "memory-below-nothing",
+        (("block.py", "    if peak < 0:\n", "    if False:\n"),),
+        (BLOCK,),
+    ),
+    Mutation(
+        "no-look-for-room",
+        (
+            (
+                "state.py",
+                '            with tempfile.TemporaryDirectory(dir=folder) as like:\n                Path(like, "socket").touch()\n',
+                "            pass\n",
+            ),
+        ),
+        (D1, STATE),
+    ),
+    Mutation(
+        "each-lost-line-is-told",
+        (("log.py", "        if now - self._told < QUIET:\n", "        if False:\n"),),
+        (D1, LOG),
+    ),
+    Mutation(
+        "status-or-nothing",
+        (
+            (
+                "status.py",
+                '            logger.debug("The status file cannot be written: %s", error.strerror)\n',
+                '            logger.debug("The status file cannot be written: %s", error.strerror)\n            os._exit(1)\n',
+            ),
+        ),
+        (D1,),
+    ),
+    Mutation(
+        "a-start-must-be-remembered",
+        (
+            (
+                "state.py",
+                '        except OSError as error:\n            logger.warning(\n                "The list of running models cannot be written,',
+                '        except ZeroDivisionError as error:\n            logger.warning(\n                "The list of running models cannot be written,',
+            ),
+        ),
+        (D1, STATE),
+    ),
+    Mutation(
+        "everybody-may-write-packages",
+        (("packages.py", "        if mode & stat.S_IWOTH:\n", "        if False:\n"),),
+        (P3,),
+    ),
+    Mutation(
+        "everybody-may-own-packages",
+        (("packages.py", "        if uid not in allowed:\n", "        if False:\n"),),
+        (P3,),
+    ),
+    Mutation(
+        "folders-above-are-trusted",
+        (
+            (
+                "packages.py",
+                "    entries = [(str(root), root.stat()), *((str(path), path.lstat()) for path in above[: above.index(root)])]\n",
+                "    entries = [(str(path), path.stat()) for path in above[:1]]\n",
+            ),
+        ),
+        (P3,),
+    ),
+    Mutation(
+        "hard-links-are-taken",
+        (("packages.py", "    if stat.S_ISREG(info.st_mode) and info.st_nlink != 1:\n", "    if False:\n"),),
+        (P3,),
+    ),
+    Mutation(
+        "links-to-packages-are-followed",
+        (
+            (
+                "packages.py",
+                "                if entry.is_dir(follow_symlinks=False):\n",
+                "                if entry.is_dir():\n",
+            ),
+        ),
+        (P3,),
+    ),
+    Mutation(
+        "links-to-a-model-are-followed",
+        (
+            ("packages.py", "READING_FLAGS = os.O_RDONLY | os.O_NOFOLLOW", "READING_FLAGS = os.O_RDONLY"),
+            ("packages.py", "        return path.lstat()\n", "        return path.stat()\n"),
+        ),
+        (P3,),
+    ),
+    Mutation(
+        "links-above-are-followed",
+        (("packages.py", '            if path.startswith("/"):\n', "            if False:\n"),),
+        (PACKAGES,),
+    ),
+    Mutation(
+        "as-deep-as-calls-may-go",
+        (
+            (
+                "packages.py",
+                "    entries += _walk(folder)\n",
+                (
+                    "    for place, folders, names in os.walk(folder):\n"
+                    "        paths = [Path(place, name) for name in (*folders, *names)]\n"
+                    "        entries += [(str(path.relative_to(folder)), path.lstat()) for path in paths]\n"
+                ),
+            ),
+        ),
+        (PACKAGES,),  # with Python 3.10 and 3.11; later ones walk without calls of calls, and are caught by the count
     ),
 )

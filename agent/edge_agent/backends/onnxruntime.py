@@ -104,4 +104,6 @@ def _sentence(error: Exception) -> str:
     if unlisted := re.search("External file: (.*) not found from the table", first):
         return f"it keeps weights in {unlisted[1]!a:.120}, which package.files does not list beside the model."
     first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |\S*onnxruntime_src/\S+ ?|\w+\.cc:\d+ \w+ ", "", first)
+    if not first:  # it cannot tell of names that are no UTF-8
+        return f"it gives no reason but {type(error).__name__}."
     return first if len(first) <= 300 else f"{first[:300]}..."
