@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 # What a process needs before the model: interpreter, NumPy, the runtime and its first buffers.
 WORKER_BASE = 96 << 20
 LONGEST_SETTLING_PAUSE = 1.0
+# Of what is told of a model, which may quote its files: ListModels must stay below the 4 MiB that clients take.
+LONGEST_MESSAGE = 2000
 AGENT_ENDS = "the agent ends"
 
 
@@ -88,7 +90,8 @@ class Model:
                 notes.insert(0, self._serving.note)
             if self._found.package and self._state is not State.FAILED:
                 notes.extend(self._found.package.notes)
-            return self._state, printable(" ".join(filter(None, [self._detail, *notes])))
+            told = printable(" ".join(filter(None, [self._detail, *notes])))
+            return self._state, told if len(told) <= LONGEST_MESSAGE else f"{told[:LONGEST_MESSAGE]}..."
 
     def status(self) -> dict[str, object]:
         """Return what the model is and does, as it would be written as JSON."""

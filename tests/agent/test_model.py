@@ -149,3 +149,11 @@ def test_what_operators_read_is_escaped(folder):
     told = model(found, State.FAILED).describe()[1]
     assert "red\\n2026 ERROR fake'; it has control characters." in told
     assert told.isprintable()
+
+
+def test_what_is_told_has_an_end(folder):
+    told = model(version(folder, 0.1), State.FAILED)
+    told._detail = "The model has these inputs: " + "x" * 1_000_000
+    message = told.describe()[1]
+    assert len(message) == 2003
+    assert message.endswith("...")

@@ -145,7 +145,7 @@ def test_a_start_in_the_middle_of_a_copy_waits_for_its_end(models):
 def test_what_is_told_during_and_after_a_slow_replacement(models):
     """A start reads newer files than the last look has settled on: neither while it waits nor then has anything changed."""
     constant(models / "board", 0.4)
-    with serving(models, scan_interval=0.2) as agent:
+    with serving(models, scan_interval=0.8) as agent:
         stub, told = agent.stub(), []
         constant(models / "board", 0.1)
         stub.StartModel(pb2.StartModelRequest(model_component="board"))
@@ -164,7 +164,7 @@ def test_what_is_told_during_and_after_a_slow_replacement(models):
         began = time.monotonic()
         until(running, "it runs")
         seen_running = time.monotonic()
-        until(lambda: not running() or time.monotonic() > seen_running + 1, "some looks have come")
+        until(lambda: not running() or time.monotonic() > seen_running + 2, "some looks have come")
         assert any(message.startswith("Waiting until the package on disk has settled.") for message in told)
         assert not any("changed since" in message for message in told), set(told)
         constant(models / "board", 0.7)
