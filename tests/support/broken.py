@@ -184,7 +184,7 @@ def ballast(size: int) -> Callable[[Parts], Outputs]:
     """Return a way not to break: a model of `size` bytes that keeps them all."""
 
     def keep(parts: Parts) -> Outputs:
-        parts.constant("weights", np.full(size // 4, 0.5), np.float32)
+        parts.constant("weights", np.zeros(size // 4), np.float32)
         # Which of them is taken the image says, so that the others are not folded away.
         parts.node("Gather", ["weights", "gate"], "number")
         parts.add_nothing("number")

@@ -220,7 +220,8 @@ class Conversations:
 
         kinds = {
             "text that is none": (given(("x-text", b"\x1b]0;title\x07\n\r\0\xff\xfe")), {0}),
-            "much metadata": (given(("x-much", b"a" * 15000)), {0}),
+            # Between gRPC's soft and hard limit it lets chance decide, the more the less often.
+            "much metadata": (given(("x-much", b"a" * 15000)), {0, EXHAUSTED}),
             "binary that is none": (given(("x-data-bin", b"***")), {INTERNAL}),
             "a name in capitals": (given(("X-Name", b"1")), {INTERNAL}),
             "a name of control characters": (given(("x-\x1b\n", b"1")), {INTERNAL}),

@@ -11,7 +11,7 @@
    - UNIMPLEMENTED: no such method, or a call that ends before it has sent a whole message.
    - INTERNAL: headers that break gRPC's or HPACK's rules; a message that cannot be decompressed, or by no known means.
    - RESOURCE_EXHAUSTED: a message that says it is longer than the limit, or is so once it is decompressed; gRPC reads no
-     more of it. So are headers above its limit.
+     more of it. So are headers above its limits, between the soft and the hard one by chance.
    - DEADLINE_EXCEEDED: the time that the caller gave had passed when the call came.
    - CANCELLED, UNAVAILABLE: streams and connections that gRPC has given up, told where there is still a stream to tell.
    Their details may repeat what that caller has sent, to nobody but that caller.

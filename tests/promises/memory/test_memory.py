@@ -14,8 +14,8 @@
 import os
 import re
 import resource
-import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,13 +87,13 @@ def models(module_folder) -> Path:
 
 @pytest.fixture(scope="module")
 def heavy_models(module_folder) -> Path:
-    """Many names of one file of weights, and of one that takes its time."""
+    """Many copies of a package of heavy weights, which are zeros and take no room on disk, and of one that takes its time."""
     folder = module_folder / "heavy"
     first = broken.package(folder / HEAVY[0], broken.ballast(WEIGHTS))
     slow = packages.write(folder / SLOW_TO_LOAD[0], packages.manifest(size=SIZE), packages.slow(ROUNDS))
     for names, package in ((HEAVY, first), (SLOW_TO_LOAD, slow)):
         for name in names[1:]:
-            shutil.copytree(package, folder / name, copy_function=os.link)
+            subprocess.run(["cp", "-r", "--sparse=always", package, folder / name], check=True)
     return folder
 
 
