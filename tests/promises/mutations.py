@@ -97,9 +97,9 @@ def run(place: Path, suite: str) -> tuple[int, str]:
             process.wait()
         output.seek(0)
         text = output.read()
-    if code not in (0, FAILED):
-        print(text, flush=True)
     failed = re.findall(r"^(?:FAILED|ERROR) \S*?::(\S+)", text, re.MULTILINE)
+    if code != 0 and not failed:
+        print(text, flush=True)
     return code, ", ".join(dict.fromkeys(failed)) or ("" if code == 0 else f"exit code {code}")
 
 
