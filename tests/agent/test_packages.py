@@ -250,9 +250,10 @@ def test_folders_in_folders_without_end_are_refused(tmp_path):
         os.close(deepest)
         deepest = inner
     os.close(deepest)
-    refusal = packages.look(folder, tmp_path, packages.Rules()).refusal
-    subprocess.run(["rm", "-r", folder / "x"], check=True)  # as shutil.rmtree cannot everywhere
-    assert refusal == "The package has more than 1000 files."
+    try:
+        assert packages.look(folder, tmp_path, packages.Rules()).refusal == "The package has more than 1000 files."
+    finally:
+        subprocess.run(["rm", "-r", folder / "x"], check=True)  # as shutil.rmtree, and so pytest, cannot everywhere
 
 
 @pytest.mark.parametrize("path", ["boards", "boards/board"])
