@@ -145,7 +145,7 @@ def look(folder: Path, root: Path, rules: Rules, called: tuple[str, str] | None 
     """
     name, version = called or name_and_version(folder)
     signature = sign(folder, root)
-    seen: dict[str, Seen] = {path: tuple(rest) for path, *rest in signature}  # type: ignore[misc]
+    seen: dict[str, Seen] = {entry[0]: entry[1:] for entry in signature}
     try:
         check_trust(signature, rules.trusted_uids)
         data = read_file(folder, manifest.FILE, one_link=True, seen=seen.get(manifest.FILE), most=manifest.LONGEST)
