@@ -1,8 +1,10 @@
 """Write the README's tables from what they tell of, the settings and the kept measurements: `python tests/readme_tables.py`."""
 
+import importlib
 import json
-import runpy
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from edge_agent.config import Settings
 from support.promises import RESULTS
@@ -22,8 +24,22 @@ def settings() -> str:
 
 def latency() -> str:
     """Return the table of the kept latency measurement as Markdown."""
-    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "latency.py"))
-    return benchmark["table"](json.loads(benchmark["RESULT"].read_text()))
+    return kept("latency")
+
+
+def kept(name: str) -> str:
+    """Return the table of a benchmark's kept results."""
+    benchmark = _benchmark(name)
+    return benchmark.table(json.loads(benchmark.RESULT.read_text()))
+
+
+def _benchmark(name: str) -> ModuleType:
+    """Import a benchmark as it is when it is run: beside the others."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
 
 
 def promises() -> str:

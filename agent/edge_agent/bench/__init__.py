@@ -1,0 +1,1 @@
+"""Measuring the agent on the device it runs on, beside the bare model."""
