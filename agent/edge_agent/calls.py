@@ -1,5 +1,6 @@
 """Waiting for one's turn: a bounded first-in, first-out queue in front of a model's worker."""
 
+import itertools
 import logging
 import threading
 import time
@@ -23,6 +24,9 @@ class Turn:
     def __init__(self) -> None:
         self.granted = False
         self.given_up = False
+        # The worker's slot that was granted, and how early the call came.
+        self.slot = 0
+        self.number = 0
         self.error: MakeError | None = None
         self._woken = threading.Event()
 
@@ -48,17 +52,20 @@ class Turn:
 
 
 class CallQueue:
-    """Lets one call in at a time, in the order of arrival; at most `limit` wait.
+    """Lets as many calls in as the worker has slots, in the order of arrival; at most `limit` wait.
 
     Not a lock: the threads of a lock are served in no order, which costs the slowest callers a third of their time.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, slots: int = 1) -> None:
         self._name = name
         self._limit = limit
+        self._slots = slots
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._busy = False
+        # The one used last is taken first: its memory is in the caches.
+        self._free = list(reversed(range(slots)))
+        self._numbers = itertools.count()
         self._paused = False
         self._over = False
         self._waiting: deque[Turn] = deque()
@@ -66,7 +73,7 @@ class CallQueue:
         self.longest = 0
 
     def enter(self, deadline: float | None, turn: Turn) -> None:
-        """Return when it is the caller's turn; `leave` must follow.
+        """Return when it is the caller's turn, in `turn.slot`; `leave` must follow.
 
         Args:
             deadline: time.monotonic() after which nobody waits for the answer any more, or None.
@@ -80,11 +87,12 @@ class CallQueue:
         with self._lock:
             if self._closed:
                 raise self._closed()
-            if not self._busy and not self._paused:
-                self._busy = turn.granted = True
+            turn.number = next(self._numbers)
+            if self._free and not self._paused:
+                turn.slot, turn.granted = self._free.pop(), True
                 return
             # Who would have the turn by now, but for a pause, waits for nobody.
-            if len(self._waiting) >= self._limit + (not self._busy):
+            if len(self._waiting) >= self._limit + len(self._free):
                 raise CannotKeepUp(
                     f"The model has {self._limit} calls waiting, its queue_limit; send fewer calls at once, or call again later."
                 )
@@ -99,8 +107,10 @@ class CallQueue:
             if not self._paused and not self._over:
                 return
             turn.renew()
-            self._waiting.appendleft(turn)
-            self._busy = False
+            # Before all that came later, and after those that came earlier and gave theirs up just before.
+            place = sum(one.number < turn.number for one in self._waiting)
+            self._waiting.insert(place, turn)
+            self._free.append(turn.slot)
             if self._over:
                 self._send_away()
             self._idle.notify_all()
@@ -116,13 +126,13 @@ class CallQueue:
                 raise turn.error() if turn.error else Expired(EXPIRED)
         if turn.given_up or (deadline is not None and time.monotonic() >= deadline):
             turn.granted = False
-            self.leave()
+            self.leave(turn.slot)
             raise Expired(EXPIRED)
 
-    def leave(self) -> None:
-        """Give the turn to the next in line."""
+    def leave(self, slot: int = 0) -> None:
+        """Give the turn in a slot to the next in line."""
         with self._lock:
-            self._busy = False
+            self._free.append(slot)
             self._grant()
             self._idle.notify_all()
 
@@ -153,17 +163,21 @@ class CallQueue:
     def wait_idle(self, timeout: float) -> bool:
         """Return whether within `timeout` seconds the last call left and nobody waits any more."""
         with self._lock:
-            return self._idle.wait_for(lambda: not self._busy and not self._waiting, timeout)
+            return self._idle.wait_for(lambda: self._all_free and not self._waiting, timeout)
 
     def wait_free(self, timeout: float) -> bool:
         """Return whether within `timeout` seconds nobody has the turn."""
         with self._lock:
-            return self._idle.wait_for(lambda: not self._busy, timeout)
+            return self._idle.wait_for(lambda: self._all_free, timeout)
+
+    @property
+    def _all_free(self) -> bool:
+        return len(self._free) == self._slots
 
     def _grant(self) -> None:
-        if self._waiting and not self._busy and not self._paused:
+        while self._waiting and self._free and not self._paused:
             following = self._waiting.popleft()
-            self._busy = following.granted = True
+            following.slot, following.granted = self._free.pop(), True
             following.wake()
 
     def _send_away(self) -> None:

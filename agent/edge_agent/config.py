@@ -37,6 +37,8 @@ PREFIX = "EDGE_AGENT_"
 OTHER_VARIABLES = {"EDGE_AGENT_SHARED"}
 # An empty variable counts as none, but for this one, where empty has a meaning of its own.
 MAY_BE_EMPTY = "socket_group"
+# Each has 96 MiB of address space for inline images and masks, and a thread.
+MOST_SLOTS = 64
 # (uid_t) -1 means "leave as it is" to chown(2).
 LARGEST_ID = 2**32 - 2
 
@@ -84,6 +86,7 @@ Size = Annotated[ByteSize, BeforeValidator(_number)]
 Folders = Annotated[tuple[Path, ...], NoDecode, _split(":")]
 Names = Annotated[tuple[str, ...], NoDecode, _split(",")]
 Uids = Annotated[tuple[Annotated[Whole, Field(ge=0, le=LARGEST_ID)], ...], NoDecode, _split(",")]
+Processors = Annotated[tuple[Annotated[Whole, Field(ge=0, le=4095)], ...], NoDecode, _split(",")]
 Mode = Annotated[int, BeforeValidator(_mode)]
 
 
@@ -93,7 +96,9 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threads: Annotated[Whole, Field(ge=0, le=1024)] | None = None
+    slots: Annotated[Whole, Field(ge=1, le=MOST_SLOTS)] | None = None
     spinning: bool | None = None
+    cpus: Processors | None = None
     queue_limit: Annotated[Whole, Field(ge=0, le=100_000)] | None = None
     call_timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
     memory: Size | None = None
@@ -174,11 +179,24 @@ class Settings(BaseSettings):
     )
     threads: Whole = Field(0, ge=0, le=1024, description="CPU threads of a model's runtime; 0: one for each core.")
     spinning: bool = Field(False, description="Let the runtime's threads spin: faster on an idle machine only.")
+    slots: Whole = Field(
+        1,
+        ge=1,
+        le=MOST_SLOTS,
+        description="Images of a model that are judged at once, by threads of its process; more take more memory.",
+    )
+    cpus: Processors = Field(
+        (), description="Processors, by number, that a model's process keeps to (pinning); none: all of them."
+    )
     memory_factor: Number = Field(
         4.0,
         gt=0,
         le=1000,
         description="Memory of a model that does not state it: this factor times its file, plus 96 MiB.",
+    )
+    message_memory: Literal["return", "keep"] = Field(
+        "return",
+        description="What becomes of the memory of large inline images: `keep` makes them faster, for up to 400 MB more.",
     )
     memory_reserve: Size = Field(
         ByteSize(128 << 20), description="Memory that must remain available after a model is loaded."
@@ -203,7 +221,8 @@ class Settings(BaseSettings):
     )
     model_settings: dict[str, ModelSettings] = Field(
         {},
-        description="Settings of single models by name: threads, spinning, queue_limit, call_timeout, memory, memory_limit.",
+        description="Settings of single models by name: threads, slots, spinning, cpus, queue_limit, call_timeout, memory, "
+        "memory_limit.",
     )
 
     @field_validator("socket")

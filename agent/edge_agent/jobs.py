@@ -9,20 +9,25 @@ from edge_agent.errors import EdgeAgentError
 from edge_agent.log import LogSettings
 from edge_agent.packages import Found
 
-# How the agent tells a worker which job to end: its number, counted from 1.
-NUMBER = struct.Struct("<Q")
+# How the agent tells a worker which job to end: its slot, and its number there, counted from 1.
+NUMBER = struct.Struct("<QQ")
+# What a worker does with an image, in this order; the mask is painted and written in the last.
+STAGES = ("copy", "preprocess", "run", "postprocess")
 
 
 @dataclass(frozen=True)
 class SessionOptions:
     """How a model is run: CPU threads (0: one for each core), and whether they spin while they wait.
 
-    `memory_limit` is how many bytes its process may take, 0 any.
+    `memory_limit` is how many bytes its process may take, 0 any; `slots` how many calls it does at once; `cpus` the
+    processors that it keeps to, all if there are none.
     """
 
     threads: int = 0
     spinning: bool = False
     memory_limit: int = 0
+    slots: int = 1
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class Answer:
-    """The verdict; `inline_mask` is the number of bytes of the mask in the outbox."""
+    """The verdict; `inline_mask` is the number of bytes of the mask in the outbox, `stages` the seconds of each of STAGES."""
 
     verdict: Verdict
     inline_mask: int
+    stages: tuple[float, ...] = (0.0,) * len(STAGES)
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,12 @@ class Failure:
     text: str
 
 
-def work(pipe: Connection, found: Found, options: SessionOptions, log_as: LogSettings) -> None:
+def work(pipes: tuple[Connection, ...], found: Found, options: SessionOptions, log_as: LogSettings) -> None:
     """Be the worker process: the entry point that the agent names without importing what it runs.
 
-    `log_as` is how its log lines are written.
+    There is a pipe for each slot; `log_as` is how its log lines are written.
     """
     from edge_agent import log, worker
 
     log.set_up(log_as, own=False)
-    worker.main(pipe, found, options)
+    worker.main(pipes, found, options)

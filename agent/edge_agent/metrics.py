@@ -4,6 +4,8 @@ import threading
 from collections import Counter
 from typing import Any
 
+from edge_agent.jobs import STAGES
+
 
 class Metrics:
     """Plain counters since the agent began. Any thread may count."""
@@ -13,6 +15,7 @@ class Metrics:
         self._calls: Counter[tuple[str, str, str, str]] = Counter()
         self._events: Counter[tuple[str, str]] = Counter()
         self._queue_longest: dict[str, int] = {}
+        self._stages: dict[str, list[float]] = {}
         self._bytes_received = 0
 
     def called(self, rpc: str, model: str, code: str, reason: str, received: int) -> None:
@@ -20,6 +23,20 @@ class Metrics:
         with self._lock:
             self._calls[rpc, model, code, reason] += 1
             self._bytes_received += received
+
+    def judged(self, model: str, queue: float, stages: tuple[float, ...]) -> None:
+        """Count an image that was judged: the seconds it waited for its turn, and those of each of the worker's STAGES."""
+        with self._lock:
+            sums = self._stages.setdefault(model, [0.0] * (2 + len(stages)))
+            for place, value in enumerate((1, queue, *stages)):
+                sums[place] += value
+
+    def stages(self, model: str) -> dict[str, float]:
+        """Return how many images of a model were judged, and the sums of the seconds of each stage, the queue first."""
+        names = ("calls", "queue", *STAGES)
+        with self._lock:
+            sums = self._stages.get(model, [0.0] * len(names))
+            return dict(zip(names, [int(sums[0]), *sums[1:]], strict=True))
 
     def happened(self, event: str, model: str) -> None:
         """Count what happened to a model's worker: started, died, hung, or was swapped for a new version's."""

@@ -3,7 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 from edge_agent import lifecycle, packages
 from edge_agent.block import default_arn
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 # What a process needs before the model: interpreter, NumPy, the runtime and its first buffers.
 WORKER_BASE = 96 << 20
 LONGEST_SETTLING_PAUSE = 1.0
+# What `edge-agent tune` measures.
+TUNABLE = ("threads", "slots", "spinning")
 # Of what is told of a model, which may quote its files: ListModels must stay below the 4 MiB that clients take.
 LONGEST_MESSAGE = 2000
 AGENT_ENDS = "the agent ends"
@@ -41,14 +45,22 @@ class Model:
         ledger: MemoryLedger,
         metrics: Metrics,
         moved: Callable[[Found], Found] = lambda found: found,
+        tuned: Callable[[str], Mapping[str, Any]] = lambda _: {},
     ) -> None:
-        """Take charge of a package; `moved` returns it with the place that its models folder has this instant."""
+        """Take charge of a package.
+
+        `moved` returns it with the place that its models folder has this instant; `tuned` what was measured best for a
+        model on this device.
+        """
         self.name = found.name
         self._settings = settings
         self._spawner = spawner
         self._ledger = ledger
         self._metrics = metrics
         self._moved = moved
+        self._tuned = tuned
+        # How it is run from one start to the next.
+        self._chosen = SessionOptions()
         self._lock = threading.Lock()
         self._found = found
         self._waiting: Found | None = None
@@ -103,8 +115,11 @@ class Model:
             "version": self._found.version,
             "state": state.name,
             "message": message,
+            "package": str(self._found.folder),
             "provider": worker.provider if worker else None,
             "worker_pid": worker.pid if worker else None,
+            "options": {name: getattr(self._chosen, name) for name in TUNABLE} if worker else None,
+            "stages": self._metrics.stages(self.name),
         }
 
     def _about_waiting(self, found: Found) -> str:
@@ -253,6 +268,7 @@ class Model:
             settled = on_disk.signature == latest.signature
             self._found, self._waiting = on_disk, None
             self._not_swapped = (), ""
+            self._chosen = self._choose()
             self._starter = self._new_starter()
             self._move(State.STARTING, "asked to start", detail="Loading the model.")
             starter = self._starter
@@ -314,10 +330,19 @@ class Model:
         )
 
     def _options(self, found: Found) -> SessionOptions:
-        of_model = self._settings.of_model
         room = self._ledger.room(self.name, self._beside(found))
-        limit = of_model(self.name, "memory_limit") or max(self._memory_needed(found), room)
-        return SessionOptions(of_model(self.name, "threads"), of_model(self.name, "spinning"), int(limit))
+        limit = self._settings.of_model(self.name, "memory_limit") or max(self._memory_needed(found), room)
+        return replace(self._chosen, memory_limit=int(limit))
+
+    def _choose(self) -> SessionOptions:
+        """Return how the model is run: by its own settings, by what was tuned, or else by the agent's."""
+        tuned = self._tuned(self.name)
+        own, general = self._settings.model_settings.get(self.name), self._settings
+        chosen: dict[str, Any] = {}
+        for key in (*TUNABLE, "cpus"):
+            value = getattr(own, key, None)
+            chosen[key] = tuned.get(key, getattr(general, key)) if value is None else value
+        return SessionOptions(**chosen)
 
     def _take(self, found: Found) -> None:
         """Replace the deployed package, which nothing uses; a new deployment begins STOPPED, a broken one FAILED."""
@@ -350,7 +375,7 @@ class Model:
             self._not_loaded("The agent failed to start the worker; its log has the cause.")
         else:
             self._ledger.settle(self.name)
-            queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"))
+            queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._chosen.slots)
             budget = RestartBudget() if self._settings.restart == "on-failure" else None
             serving = Serving(
                 self.name, starter, (self._found, worker), queue, budget, self._metrics, self._failed, self._took_over

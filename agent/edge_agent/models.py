@@ -2,8 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from edge_agent.block import NAME
 from edge_agent.catalog import Catalog
@@ -17,6 +18,7 @@ from edge_agent.packages import Found
 from edge_agent.registry import Registry
 from edge_agent.state import RunningModels
 from edge_agent.supervisor import Spawner
+from edge_agent.tuned import Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class Models:
         remembered: RunningModels,
         metrics: Metrics,
         registry: Registry | None = None,
+        tuned: Tuned | None = None,
     ) -> None:
         self._settings = settings
         self._spawner = spawner
@@ -40,6 +43,7 @@ class Models:
         self._ledger = MemoryLedger(settings.memory_reserve)
         self._metrics = metrics
         self._registry = registry
+        self._tuned: Callable[[str], Mapping[str, Any]] = tuned.of if tuned else lambda _: {}
         self._catalog = Catalog(settings.models, settings.package_rules, registry, settings.scan)
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
@@ -183,7 +187,9 @@ class Models:
                 self._told.add((name, note))
                 logger.warning("%s: %s", name, note)
         if model is None:
-            model = Model(found, self._settings, self._spawner, self._ledger, self._metrics, self._catalog.moved)
+            model = Model(
+                found, self._settings, self._spawner, self._ledger, self._metrics, self._catalog.moved, self._tuned
+            )
             model.deploy(found, notes)
             with self._lock:
                 self._models[name] = model

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from edge_agent import bitmaps, log, readiness, state
+from edge_agent import bitmaps, log, malloc, readiness, state
 from edge_agent.accepted import AcceptedCalls
 from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
@@ -20,6 +20,7 @@ from edge_agent.models import Models
 from edge_agent.registry import Registry
 from edge_agent.status import StatusFile
 from edge_agent.supervisor import Spawner
+from edge_agent.tuned import Tuned
 from edge_agent.unix_socket import ServedSocket
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def _raise_file_limit() -> None:
     """Allow as many open files as the system lets us: each connection of an idle client is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _keep_message_memory() -> None:
+    if not malloc.keep_large_allocations():
+        logger.warning("message_memory: this system's C library cannot keep the memory of messages; it gives it back.")
 
 
 def _tell_room_for_frames() -> None:
@@ -118,13 +124,16 @@ class Agent:
         served = ServedSocket(settings.socket_path, settings.socket_mode, settings.socket_group)
         folder.lock()
         _raise_file_limit()
+        if settings.message_memory == "keep":
+            _keep_message_memory()
         try:
             served.claim()
             registry = self._registry(folder)
             spawner = Spawner(folder.scratch(), settings.log_as)
             spawner.start()
             metrics = Metrics()
-            models = Models(settings, spawner, folder.running_models(), metrics, registry)
+            tuned = Tuned(folder.tuned_file())
+            models = Models(settings, spawner, folder.running_models(), metrics, registry, tuned)
             status = StatusFile(folder.status_file(), lambda: self._status(models, metrics))
             try:
                 self._serve(models, served, metrics, status)

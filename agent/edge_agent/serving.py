@@ -139,7 +139,9 @@ class Serving:
             EdgeAgentError: the worker refused the image or failed on it, or died under the call.
 
         """
+        arrived = time.monotonic()
         self._queue.enter(deadline, turn)
+        entered = time.monotonic()
         try:
             while True:
                 with self._lock:
@@ -149,7 +151,7 @@ class Serving:
                     manifest = found.package.manifest
                     job = prepare(manifest)
                     try:
-                        answer, mask = worker.call(job, inline)
+                        answer, mask = worker.call(job, inline, turn.slot)
                     except WorkerDied as death:
                         self._died(worker)
                         if not death.unasked:
@@ -157,15 +159,17 @@ class Serving:
                             raise kind(_ended(str(death))) from None
                     else:
                         self._answered()
+                        self._metrics.judged(self._name, entered - arrived, answer.stages)
                         return manifest, answer, mask
                 self._queue.again(deadline, turn)
+                entered = time.monotonic()
         except EdgeAgentError as error:
             if error.reason == "hung":
                 self._metrics.happened("hung", self._name)
             raise
         finally:
             if turn.granted:
-                self._queue.leave()
+                self._queue.leave(turn.slot)
             if self._queue.longest > self._longest:
                 self._longest = self._queue.longest
                 self._metrics.queued(self._name, self._longest)

@@ -84,6 +84,10 @@ class StateFolder:
         """Return the list of models that are to run."""
         return RunningModels(self._path("running.json"))
 
+    def tuned_file(self) -> Path:
+        """Return the file that says how models run best on this device, which all agents of the folder share."""
+        return self._folder / "tuned.json"
+
     def status_file(self) -> Path:
         """Return the file that says what the agent is doing."""
         return self._path("status.json")

@@ -1,6 +1,7 @@
 """One worker process per model: started from a forkserver, called, timed, and its death seen at once."""
 
 import contextlib
+import itertools
 import logging
 import math
 import multiprocessing
@@ -69,11 +70,26 @@ class Spawner:
         self._context.set_forkserver_preload(["edge_agent._preload"])
         forkserver.ensure_running()
 
-    def spawn(self, found: Found, options: SessionOptions) -> tuple[BaseProcess, Connection]:
-        """Start a worker process; return it and our end of its pipe."""
+    def spawn(self, found: Found, options: SessionOptions) -> tuple[BaseProcess, tuple[Connection, ...]]:
+        """Start a worker process; return it and our ends of its pipes, one for each slot."""
+        with contextlib.ExitStack() as opened:
+            ours, theirs = zip(*(self._pipe(opened) for _ in range(options.slots)), strict=True)
+            process = self._started(found, options, theirs)
+            opened.pop_all()
+        for one in theirs:
+            one.close()
+        return process, ours
+
+    def _pipe(self, opened: contextlib.ExitStack) -> tuple[Connection, Connection]:
+        """Return both ends of a pipe that is closed with `opened`."""
         ours, theirs = self._context.Pipe()
+        opened.callback(ours.close)
+        opened.callback(theirs.close)
+        return ours, theirs
+
+    def _started(self, found: Found, options: SessionOptions, pipes: tuple[Connection, ...]) -> BaseProcess:
         process = self._context.Process(
-            target=work, args=(theirs, found, options, self._log_as), name=f"worker-{found.name}", daemon=True
+            target=work, args=(pipes, found, options, self._log_as), name=f"worker-{found.name}", daemon=True
         )
         try:
             with self._lock:
@@ -84,19 +100,38 @@ class Spawner:
             # thread it would take the exit code that a worker's own watch waits for. Nobody else knows this one.
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
         except (OSError, EOFError) as error:
-            ours.close()
             if isinstance(error, OSError) and no_more_files(error):
                 raise _not_started(error) from None
             raise WorkerDied(
                 f"it could not be started ({error or 'the forkserver ended'}); restart the agent"
             ) from None
-        finally:
-            theirs.close()
-        return process, ours
+        return process
+
+
+class _Slot:
+    """One of the calls that a worker does at once: its pipe, and the memory for an inline image and an inline mask."""
+
+    def __init__(self, pipe: Connection, inbox: int, outbox: int) -> None:
+        self.pipe, self.inbox, self.outbox = pipe, inbox, outbox
+        self.jobs = 0
+        self.hung = False
+        # Made once: `Connection.poll` makes and registers a selector for each call.
+        self._poller = select.poll()
+        self._poller.register(pipe.fileno(), select.POLLIN)
+
+    def answers(self, timeout: float) -> bool:
+        """Return whether there is an answer, or the end of the process, within `timeout` seconds."""
+        return bool(self._poller.poll(math.ceil(1000 * timeout)))
+
+    def close(self) -> None:
+        """Close the pipe and the memory."""
+        self.pipe.close()
+        os.close(self.inbox)
+        os.close(self.outbox)
 
 
 class Worker:
-    """A worker process as the agent sees it. One thread calls at a time; the model's queue sees to that."""
+    """A worker process as the agent sees it. One thread calls a slot at a time; the model's queue sees to that."""
 
     def __init__(self, spawner: Spawner, found: Found, options: SessionOptions, call_timeout: float | None) -> None:
         self.provider = ""
@@ -106,26 +141,24 @@ class Worker:
         self._cause = ""
         self._dead = threading.Event()
         self._lock = threading.Lock()
-        self._hung = False
-        self._jobs = 0
         with contextlib.ExitStack() as opened:
             try:
-                self._inbox = _kept(opened, _memory_file("inbox"))
-                self._outbox = _kept(opened, _memory_file("outbox"))
+                files = [
+                    (_kept(opened, _memory_file("inbox")), _kept(opened, _memory_file("outbox")))
+                    for _ in range(options.slots)
+                ]
                 told, self._tell = (_kept(opened, fd) for fd in os.pipe2(os.O_CLOEXEC))
                 os.set_blocking(self._tell, False)
-                self._process, self._pipe = spawner.spawn(found, options)
+                self._process, pipes = spawner.spawn(found, options)
             except OSError as error:
                 raise _not_started(error) from None
             opened.pop_all()
-        # Made once: `Connection.poll` makes and registers a selector for each call.
-        self._poller = select.poll()
-        self._poller.register(self._pipe.fileno(), select.POLLIN)
+        self._slots = [_Slot(pipe, *memory) for pipe, memory in zip(pipes, files, strict=True)]
         self._pid = self._process.pid or 0
         threading.Thread(target=self._watch, name=f"watch-{found.name}", daemon=True).start()
         try:
-            for fd in (self._inbox, self._outbox, told):
-                reduction.send_handle(self._pipe, fd, self._pid)
+            for fd in (told, *itertools.chain(*files)):
+                reduction.send_handle(pipes[0], fd, self._pid)
         except OSError as error:
             # Else it died already; load() says so.
             if no_more_files(error):
@@ -141,9 +174,10 @@ class Worker:
             WorkerDied: the process ended or did not finish within `timeout` seconds.
 
         """
-        if not self._answers(timeout):
-            self._abort(f"it did not load within {timeout:g} s (load_timeout)")
-        answer = self._receive()
+        first = self._slots[0]
+        if not first.answers(timeout):
+            self._abort(first, f"it did not load within {timeout:g} s (load_timeout)")
+        answer = self._receive(first)
         if isinstance(answer, Refused):
             raise PackageRefused(answer.reason)
         assert isinstance(answer, Ready)  # the worker's own protocol
@@ -151,12 +185,13 @@ class Worker:
         if self._call_timeout is None:
             self._call_timeout = max(LEAST_CALL_TIMEOUT, WARM_UPS_PER_CALL * answer.warm_up)
 
-    def call(self, job: Job, inline: Callable[[], bytes] | None) -> tuple[Answer, bytes | None]:
+    def call(self, job: Job, inline: Callable[[], bytes] | None, slot: int = 0) -> tuple[Answer, bytes | None]:
         """Do a job; return the answer and the inline mask, if it has one.
 
         Args:
             job: the image's and the mask's numbers.
             inline: gives the image's bytes, unless they are in the client's segment.
+            slot: which of the worker's slots is to do it; no other thread may be calling that one.
 
         Raises:
             EdgeAgentError: the job failed in the worker, or hung and could be ended.
@@ -165,26 +200,27 @@ class Worker:
         """
         timeout = self._call_timeout
         assert timeout is not None  # load() came before
+        one = self._slots[slot]
         if inline is not None:
-            _write_all(self._inbox, inline())
-        self._jobs += 1
-        self._hung = False
+            _write_all(one.inbox, inline())
+        one.jobs += 1
+        one.hung = False
         try:
-            self._pipe.send(job)
+            one.pipe.send(job)
         except OSError:
-            raise WorkerDied(str(self._died()), unasked=True) from None
-        if not self._answers(timeout):
-            self._end_hanging_job(f"it did not answer within {timeout:g} s (call_timeout)")
-        answer = self._receive()
+            raise WorkerDied(str(self._died(one)), unasked=True) from None
+        if not one.answers(timeout):
+            self._end_hanging_job(slot, f"it did not answer within {timeout:g} s (call_timeout)")
+        answer = self._receive(one)
         if isinstance(answer, Failure):
             raise answer.error(answer.text)
         assert isinstance(answer, Answer)
-        return answer, os.pread(self._outbox, answer.inline_mask, 0) if answer.inline_mask else None
+        return answer, os.pread(one.outbox, answer.inline_mask, 0) if answer.inline_mask else None
 
     def stop(self) -> None:
         """End the process; a busy one is killed. `release` must follow when no call is under way any more."""
         with contextlib.suppress(OSError, ValueError):  # it is dead already
-            self._pipe.send(None)
+            self._slots[0].pipe.send(None)
         if not self._dead.wait(EXIT_PATIENCE):
             self.kill("it was stopped")
         self.wait()
@@ -199,18 +235,15 @@ class Worker:
         return self._cause
 
     def release(self) -> None:
-        """Close the pipe and the shared memory, after the process has ended."""
-        self._pipe.close()
-        self._close()
+        """Close the pipes and the shared memory, after the process has ended."""
+        for one in self._slots:
+            one.close()
+        os.close(self._tell)
 
     @property
     def pid(self) -> int:
         """The process's id."""
         return self._pid
-
-    def _close(self) -> None:
-        for fd in (self._inbox, self._outbox, self._tell):
-            os.close(fd)
 
     def _signal(self, number: int, cause: str) -> None:
         with self._lock:
@@ -219,37 +252,34 @@ class Worker:
                 with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                     os.kill(self._pid, number)
 
-    def _answers(self, timeout: float) -> bool:
-        """Return whether there is an answer, or the end of the process, within `timeout` seconds."""
-        return bool(self._poller.poll(math.ceil(1000 * timeout)))
-
-    def _end_hanging_job(self, cause: str) -> None:
+    def _end_hanging_job(self, slot: int, cause: str) -> None:
         """Let the runtime end the job, so that there is an answer; end the process where that does not help."""
-        self._hung = True
+        one = self._slots[slot]
+        one.hung = True
         with contextlib.suppress(OSError):  # it has just died
-            os.write(self._tell, NUMBER.pack(self._jobs))
-        if not self._answers(TERMINATE_PATIENCE):
-            self._abort(cause)
+            os.write(self._tell, NUMBER.pack(slot, one.jobs))
+        if not one.answers(TERMINATE_PATIENCE):
+            self._abort(one, cause)
 
-    def _abort(self, cause: str) -> None:
+    def _abort(self, slot: _Slot, cause: str) -> None:
         """Let the process dump its stacks into the log and end; kill it where it does not. Raises WorkerDied."""
-        self._hung = True
+        slot.hung = True
         self._signal(signal.SIGABRT, cause)
         if not self._dead.wait(ABORT_PATIENCE):
             self.kill(cause)
-        raise self._died()
+        raise self._died(slot)
 
-    def _receive(self) -> object:
+    def _receive(self, slot: _Slot) -> object:
         try:
-            return self._pipe.recv()
+            return slot.pipe.recv()
         except (EOFError, OSError):
-            raise self._died() from None
+            raise self._died(slot) from None
 
-    def _died(self) -> WorkerDied:
+    def _died(self, slot: _Slot) -> WorkerDied:
         if not self._dead.wait(DEATH_PATIENCE):
             self.kill("it closed its pipe")
             self._dead.wait()
-        return WorkerDied(self._cause, hung=self._hung)
+        return WorkerDied(self._cause, hung=slot.hung)
 
     def _watch(self) -> None:
         wait([self._process.sentinel])

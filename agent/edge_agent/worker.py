@@ -2,11 +2,14 @@
 
 import contextlib
 import faulthandler
+import itertools
 import logging
 import mmap
 import os
 import resource
 import threading
+import time
+from concurrent import futures
 from multiprocessing import parent_process, reduction
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -15,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import backends, bitmaps, graphs, packages
+from edge_agent.backends import InterruptibleSession
+from edge_agent.backends.timed import Timed
 from edge_agent.bitmaps import Image, MaskTarget
 from edge_agent.errors import EdgeAgentError, InferenceFailed, InferenceHung, PackageRefused
-from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions
+from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions, Verdict
 from edge_agent.log import LIMITED
+from edge_agent.manifest import Manifest
 from edge_agent.packages import Found
 from edge_agent.pipeline import Pipeline
 
@@ -32,25 +38,38 @@ THREAD_SPACE = 72 << 20
 OTHER_THREADS = 2
 
 
-def main(pipe: Connection, found: Found, options: SessionOptions) -> None:
-    """Load the package and answer jobs until the pipe is closed or the agent is gone."""
+# Memory that is shared with the agent: for an inline image, and for an inline mask.
+Frames = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def main(pipes: tuple[Connection, ...], found: Found, options: SessionOptions) -> None:
+    """Load the package and answer jobs, those of each pipe in a thread of its own, until the first pipe is closed."""
     faulthandler.enable()
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    first = pipes[0]
     try:
-        inbox, outbox, told = (reduction.recv_handle(pipe) for _ in range(3))
+        told = reduction.recv_handle(first)
         # Before the limit: they are the agent's memory, and not the model's.
-        frames = _map(inbox, mmap.PROT_READ), _map(outbox, mmap.PROT_READ | mmap.PROT_WRITE)
-        limit_memory(options.memory_limit, options.threads or os.cpu_count() or 1)
-        worker = _load(found, options, *frames)
-        if isinstance(worker, Refused):
-            pipe.send(worker)
+        frames = [_frames(first) for _ in pipes]
+        limit_memory(options.memory_limit, (options.threads or os.cpu_count() or 1) + len(pipes) - 1)
+        model = _load(found, options, frames)
+        if isinstance(model, Refused):
+            first.send(model)
             return
-        threading.Thread(target=worker.end_jobs, args=(told,), name="end-jobs", daemon=True).start()
-        pipe.send(Ready(worker.provider, worker.warm_up))
-        while job := pipe.recv():
-            pipe.send(worker.answer(job))
+        threading.Thread(target=model.end_jobs, args=(told,), name="end-jobs", daemon=True).start()
+        for slot, pipe in list(zip(model.slots, pipes, strict=True))[1:]:
+            threading.Thread(target=_serve, args=(slot, pipe), name="slot", daemon=True).start()
+        first.send(Ready(model.provider, model.warm_up))
+        _serve(model.slots[0], first)
     except (EOFError, OSError):
         return  # the agent is gone
+
+
+def _serve(slot: "_Slot", pipe: Connection) -> None:
+    """Answer a pipe's jobs until it is closed."""
+    with contextlib.suppress(EOFError, OSError):  # the agent is gone
+        while job := pipe.recv():
+            pipe.send(slot.answer(job))
 
 
 def limit_memory(limit: int, threads: int) -> None:
@@ -71,17 +90,22 @@ def limit_memory(limit: int, threads: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
+def _frames(pipe: Connection) -> Frames:
+    """Receive the memory that a slot shares with the agent."""
+    inbox, outbox = reduction.recv_handle(pipe), reduction.recv_handle(pipe)
+    return _map(inbox, mmap.PROT_READ), _map(outbox, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
 def _map(fd: int, protection: int) -> NDArray[np.uint8]:
     """Return the memory that is shared with the agent, as large as the largest image."""
     return np.frombuffer(mmap.mmap(fd, bitmaps.LARGEST_IMAGE, prot=protection), np.uint8)
 
 
-def _load(
-    found: Found, options: SessionOptions, inbox: NDArray[np.uint8], outbox: NDArray[np.uint8]
-) -> "_Worker | Refused":
-    """Return the worker, its model loaded and warmed up, or why there is none."""
+def _load(found: Found, options: SessionOptions, frames: list[Frames]) -> "_Model | Refused":
+    """Return the model, loaded and warmed up, or why there is none."""
     try:
-        return _Worker(found, options, inbox, outbox)
+        _keep_to(options.cpus)
+        return _Model(found, options, frames)
     except PackageRefused as refusal:
         return Refused(str(refusal))
     except MemoryError:
@@ -89,6 +113,18 @@ def _load(
     except Exception:
         logger.exception("%s: the model could not be loaded", found.name)
         return Refused("The model could not be loaded; the agent's log has the cause.")
+
+
+def _keep_to(cpus: tuple[int, ...]) -> None:
+    """Run on these processors only, and so all threads that are started from now on; none means all."""
+    if cpus:
+        try:
+            os.sched_setaffinity(0, cpus)
+        except OSError:
+            listed = ", ".join(map(str, cpus))
+            raise PackageRefused(
+                f"The agent may use none of the processors {listed}; correct the setting cpus."
+            ) from None
 
 
 def _end_with_parent() -> None:
@@ -99,13 +135,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Worker:
-    """A loaded model and the memory it works in."""
+class _Model:
+    """A loaded model and its slots."""
 
-    def __init__(
-        self, found: Found, options: SessionOptions, inbox: NDArray[np.uint8], outbox: NDArray[np.uint8]
-    ) -> None:
-        self._name = found.name
+    def __init__(self, found: Found, options: SessionOptions, frames: list[Frames]) -> None:
         package = found.package
         if package is None:
             raise PackageRefused(found.refusal)
@@ -113,23 +146,53 @@ class _Worker:
         _check_unchanged(found)
         session = backends.open_session(model, options)
         self.provider = session.provider
-        self.pipeline = Pipeline(package.manifest, graphs.of(package.manifest, session))
-        self.warm_up = self.pipeline.warm_up()
+        self.slots = [_Slot(found.name, package.manifest, session.another(), *one) for one in frames]
+        self.warm_up = self.slots[0].pipeline.warm_up()
+        if len(self.slots) > 1:
+            self._warm_up_together()
+
+    def _warm_up_together(self) -> None:
+        """Let all slots run at once, so that what memory this takes is taken before the model is RUNNING."""
+        with futures.ThreadPoolExecutor(len(self.slots)) as pool:
+            for warm_up in [pool.submit(slot.pipeline.warm_up) for slot in self.slots]:
+                warm_up.result()
+
+    def end_jobs(self, told: int) -> None:
+        """End the run of each job whose slot and number are told, if it still runs; a thread of its own."""
+        while number := os.read(told, NUMBER.size):
+            slot, job = NUMBER.unpack(number)
+            self.slots[slot].end(job)
+
+
+class _Slot:
+    """One of the calls that a model does at once, and the memory it works in."""
+
+    def __init__(
+        self,
+        name: str,
+        manifest: Manifest,
+        session: InterruptibleSession,
+        inbox: NDArray[np.uint8],
+        outbox: NDArray[np.uint8],
+    ) -> None:
+        self._name = name
+        self._session = session
+        self._timed = Timed(session)
+        self.pipeline = Pipeline(manifest, graphs.of(manifest, self._timed))
         self._inbox, self._outbox = inbox, outbox
         self._frame: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._mask: NDArray[np.uint8] = np.empty(0, np.uint8)
-        self._session = session
+        self._copied = 0.0
         self._jobs = 0
         self._busy = self._ended = False
         self._lock = threading.Lock()
 
-    def end_jobs(self, told: int) -> None:
-        """End the run of each job whose number is told, if it still runs; a thread of its own."""
-        while number := os.read(told, NUMBER.size):
-            with self._lock:  # so that it cannot be the next job's run that is ended
-                if self._busy and self._jobs == NUMBER.unpack(number)[0]:
-                    self._ended = True
-                    self._session.terminate()
+    def end(self, job: int) -> None:
+        """End the run of a job, if it still runs."""
+        with self._lock:  # so that it cannot be the next job's run that is ended
+            if self._busy and self._jobs == job:
+                self._ended = True
+                self._session.terminate()
 
     def answer(self, job: Job) -> Answer | Failure:
         """Do one job; whatever goes wrong becomes a Failure, so that the next job finds the worker in order."""
@@ -158,19 +221,28 @@ class _Worker:
             return Failure(InferenceFailed, "The model failed on the image; the agent's log has the cause.")
 
     def _do(self, job: Job) -> Answer:
+        begin = time.perf_counter()
+        verdict, inline_mask = self._judged(job)
+        marks = (begin, self._copied, self._timed.begin, self._timed.end, time.perf_counter())
+        return Answer(verdict, inline_mask, tuple(end - start for start, end in itertools.pairwise(marks)))
+
+    def _judged(self, job: Job) -> tuple[Verdict, int]:
+        """Return the verdict, and how many bytes of the mask are in the outbox."""
         image = job.image
         target = MaskTarget(job.mask, image.packed_size) if job.mask else None
         try:
-            verdict, class_map = self.pipeline.judge(self._pixels(image, target))
+            pixels = self._pixels(image, target)
+            self._copied = time.perf_counter()
+            verdict, class_map = self.pipeline.judge(pixels)
             if class_map is None:
-                return Answer(verdict, 0)
+                return verdict, 0
             if target is None:
                 self.pipeline.paint(class_map, _rows(self._outbox, image))
-                return Answer(verdict, image.packed_size)
+                return verdict, image.packed_size
             self._mask = _at_least(self._mask, image.packed_size)
             self.pipeline.paint(class_map, _rows(self._mask, image))
             target.write(self._mask.data[: image.packed_size])
-            return Answer(verdict, 0)
+            return verdict, 0
         finally:
             if target:
                 target.close()

@@ -400,3 +400,82 @@ def test_storm(pauses):
     assert (done, most) == (16 * 200, 1)
     assert queue.wait_idle(1)
     assert waiting(queue) == 0
+
+
+class TestSlots:
+    def test_as_many_are_let_in_as_there_are_slots_each_in_its_own(self):
+        queue = CallQueue("board", 5, slots=3)
+        turns = [Turn() for _ in range(3)]
+        for turn in turns:
+            queue.enter(None, turn)
+        assert {turn.slot for turn in turns} == {0, 1, 2}
+        outcome: list = []
+        following = Turn()
+        thread = enter_in_thread(queue, outcome, turn=following)
+        assert waiting(queue) == 1
+        queue.leave(turns[1].slot)
+        thread.join(30)
+        assert outcome == ["entered"]
+        assert following.slot == turns[1].slot
+
+    def test_the_slot_used_last_is_used_first(self):
+        queue = CallQueue("board", 5, slots=3)
+        first, second = Turn(), Turn()
+        queue.enter(None, first)
+        queue.enter(None, second)
+        queue.leave(first.slot)
+        following = Turn()
+        queue.enter(None, following)
+        assert following.slot == first.slot
+
+    def test_limit_counts_those_that_wait(self):
+        queue = CallQueue("board", 1, slots=2)
+        for _ in range(2):
+            queue.enter(None, Turn())
+        enter_in_thread(queue, [], deadline=time.monotonic() + 1)
+        with pytest.raises(CannotKeepUp):
+            queue.enter(None, Turn())
+
+    def test_nobody_waits_within_the_limit_for_a_slot_that_is_free_but_for_a_pause(self):
+        queue = CallQueue("board", 0, slots=2)
+        queue.pause()
+        outcome: list = []
+        for _ in range(2):
+            enter_in_thread(queue, outcome)
+        with pytest.raises(CannotKeepUp):
+            queue.enter(None, Turn())
+        queue.resume()
+        until(lambda: outcome == ["entered"] * 2, "both are let in")
+
+    def test_idle_and_free_mean_all_slots(self):
+        queue = CallQueue("board", 5, slots=2)
+        turns = [Turn(), Turn()]
+        for turn in turns:
+            queue.enter(None, turn)
+        queue.leave(turns[0].slot)
+        assert not queue.wait_idle(0)
+        assert not queue.wait_free(0)
+        queue.leave(turns[1].slot)
+        assert queue.wait_idle(0)
+        assert queue.wait_free(0)
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    def test_those_who_give_their_turns_up_keep_their_order(self, order):
+        """When a process dies, its calls that had not reached it wait again: before all that came later."""
+        queue = CallQueue("board", 5, slots=2)
+        turns = [Turn(), Turn()]
+        for turn in turns:
+            queue.enter(None, turn)
+        later: list = []
+        enter_in_thread(queue, later)
+        queue.pause()
+        for place in order:
+            before = waiting(queue)
+            threading.Thread(target=queue.again, args=(None, turns[place])).start()
+            until(lambda: waiting(queue) > before, "it waits")
+        assert [one.number for one in queue._waiting] == [0, 1, 2]
+        queue.resume()
+        until(lambda: all(turn.granted for turn in turns), "both go on")
+        assert later == []
+        queue.leave(turns[0].slot)
+        until(lambda: later == ["entered"], "the last one follows")

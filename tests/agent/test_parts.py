@@ -301,7 +301,7 @@ from edge_agent.log import LogSettings
 context = multiprocessing.get_context("fork")
 ours, theirs = context.Pipe()
 ours.close()
-worker = context.Process(target=jobs.work, args=(theirs, None, jobs.SessionOptions(), LogSettings("info", "text")), name="worker")
+worker = context.Process(target=jobs.work, args=((theirs,), None, jobs.SessionOptions(), LogSettings("info", "text")), name="worker")
 worker.start()
 theirs.close()
 worker.join()

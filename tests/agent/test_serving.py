@@ -55,9 +55,10 @@ class MadeUpWorker:
         self._cause = ""
         self._fails: Exception | None = None
 
-    def call(self, job: object, inline: object) -> tuple[Answer, bytes]:
+    def call(self, job: object, inline: object, slot: int) -> tuple[Answer, bytes]:
         assert not self.released, "what was given back is used"
         assert not self.busy.is_set(), "one call at a time"
+        assert slot == 0
         if self._dead.is_set():
             raise WorkerDied(self._cause, unasked=True)
         self.busy.set()

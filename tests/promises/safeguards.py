@@ -181,7 +181,7 @@ MUTATIONS = (
     ),
     Mutation(
         "hangs-are-waited-for",
-        (("supervisor.py", "        if not self._answers(TERMINATE_PATIENCE):\n", "        if False:\n"),),
+        (("supervisor.py", "        if not one.answers(TERMINATE_PATIENCE):\n", "        if False:\n"),),
         (C2,),
     ),
     Mutation(
@@ -194,8 +194,8 @@ MUTATIONS = (
         (
             (
                 "supervisor.py",
-                "        for fd in (self._inbox, self._outbox, self._tell):\n",
-                "        for fd in (self._tell,):\n",
+                "        os.close(self.inbox)\n        os.close(self.outbox)\n",
+                "",
             ),
         ),
         (L1,),
@@ -366,9 +366,9 @@ MUTATIONS = (
         (
             (
                 "worker.py",
-                "            verdict, class_map = self.pipeline.judge(self._pixels(image, target))\n",
+                "            verdict, class_map = self.pipeline.judge(pixels)\n",
                 (
-                    "            verdict, _ = self.pipeline.judge(self._pixels(image, target))\n"
+                    "            verdict, _ = self.pipeline.judge(pixels)\n"
                     "            _, class_map = self.pipeline.judge(self._pixels(image, target))\n"
                 ),
             ),

@@ -28,6 +28,9 @@ class Session(Protocol):
 class InterruptibleSession(Session, Protocol):
     """A loaded model whose run another thread can end."""
 
+    def another(self) -> "InterruptibleSession":
+        """Return the same loaded model for one more thread, whose runs are ended apart from these."""
+
     def terminate(self) -> None:
         """End the run that is under way: it raises InferenceFailed as soon as the runtime looks."""
 

@@ -7,6 +7,7 @@ From 1.29 on, its official Linux builds send telemetry to Microsoft, over the ne
 before the import, which is the only moment at which that is possible.
 """
 
+import copy
 import os
 import re
 from typing import Any
@@ -39,7 +40,7 @@ class OrtSession:
         if ort is None:
             raise PackageRefused(f"ONNX Runtime is not installed; {extra('cpu')}.")
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads
+        settings.intra_op_num_threads = options.threads or len(options.cpus)
         settings.inter_op_num_threads = 1
         settings.log_severity_level = FATAL_ONLY
         # Spinning threads win on an idle machine and lose up to half beside a busy neighbour.
@@ -84,6 +85,10 @@ class OrtSession:
             _check_memory(error)
             text = "The model failed on the image; the agent's log has the cause."
             raise InferenceFailed(text, cause=_sentence(error)) from None
+
+    def another(self) -> "OrtSession":
+        """Return the same loaded model for one more thread: it may be run by several at once."""
+        return copy.copy(self)
 
     def terminate(self) -> None:
         """End the run that is under way; the runtime looks between two operators."""

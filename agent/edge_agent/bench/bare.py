@@ -3,20 +3,16 @@
 import os
 import statistics
 import time
-from typing import Any
 
 import numpy as np
 import posix_ipc
-from numpy.typing import NDArray
 
 from edge_agent import backends, bitmaps, graphs, packages
+from edge_agent.backends.timed import Timed
 from edge_agent.bitmaps import Image, MaskTarget, Segment
-from edge_agent.jobs import SessionOptions
+from edge_agent.jobs import STAGES, SessionOptions
 from edge_agent.packages import Package
 from edge_agent.pipeline import Pipeline
-
-# In the order in which a call goes through them.
-STAGES = ("copy_in", "preprocess", "run", "postprocess")
 
 
 class Frame:
@@ -53,7 +49,7 @@ class Bare:
 
     def __init__(self, package: Package, frame: Frame, options: SessionOptions) -> None:
         """Load and warm up; raise PackageRefused or MemoryError as a worker would be told."""
-        self._session = _Timed(backends.open_session(packages.read_model(package), options))
+        self._session = Timed(backends.open_session(packages.read_model(package), options))
         self._pipeline = Pipeline(package.manifest, graphs.of(package.manifest, self._session))
         self._image = Image(frame.width, frame.height, 3 * frame.width, frame.source)
         self._mask = frame.mask if package.manifest.stage.segmentation else None
@@ -86,18 +82,3 @@ class Bare:
             for stage, start, end in zip(STAGES, marks[:-1], marks[1:], strict=True):
                 found[stage].append(end - start)
         return {stage: statistics.median(times) for stage, times in found.items()}
-
-
-class _Timed:
-    """A session that keeps when it was last run, and until when."""
-
-    def __init__(self, session: backends.Session) -> None:
-        self.provider, self.input_dtype = session.provider, session.input_dtype
-        self.begin = self.end = 0.0
-        self._session = session
-
-    def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
-        self.begin = time.perf_counter()
-        outputs = self._session.run(tensor)
-        self.end = time.perf_counter()
-        return outputs

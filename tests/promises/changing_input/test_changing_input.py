@@ -147,9 +147,9 @@ DAMAGES = """
 from dataclasses import replace
 from pathlib import Path
 from edge_agent.pipeline import Pipeline
-from edge_agent.worker import _Worker
+from edge_agent.worker import _Slot
 DAMAGE = Path({damage!r})
-judge, pixels = Pipeline.judge, _Worker._pixels
+judge, pixels = Pipeline.judge, _Slot._pixels
 def read(worker, *told):
     worker.pipeline.again = lambda: pixels(worker, *told)
     return pixels(worker, *told)
@@ -161,7 +161,7 @@ def judged(pipeline, image):
         second, class_map = judge(pipeline, pipeline.again())
         verdict = verdict if damage == "read twice" else replace(second, score=verdict.score)
     return verdict, class_map
-Pipeline.judge, _Worker._pixels = judged, read
+Pipeline.judge, _Slot._pixels = judged, read
 """
 CONTROLS = {
     "exception": "a changing image is answered 13: The model failed on the image",
