@@ -13,6 +13,9 @@ from pathlib import Path
 
 from edge_agent.errors import InvalidArgument, NotEnoughMemory, shown
 
+# The bytes of an inline image.
+Pixels = bytes | memoryview
+
 CHANNELS = 3
 SHORTEST_SIDE = 64
 LONGEST_SIDE = 4096

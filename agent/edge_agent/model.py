@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from edge_agent import lifecycle, packages
+from edge_agent.bitmaps import Pixels
 from edge_agent.block import default_arn
 from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, Turn
@@ -238,7 +239,7 @@ class Model:
         return None if any_size and not manifest.stage.segmentation else manifest.image_size
 
     def detect(
-        self, prepare: Prepare, inline: Callable[[], bytes] | None, deadline: float | None, turn: Turn
+        self, prepare: Prepare, inline: Pixels | None, deadline: float | None, turn: Turn
     ) -> tuple[Manifest, Answer, bytes | None]:
         """Wait for the worker and let it judge one image; return the manifest that it was judged by, and the inline mask.
 

@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from edge_agent import bitmaps
+from edge_agent import bitmaps, wire
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import METHODS, SERVICE
 from edge_agent.accepted import AcceptedCalls
-from edge_agent.bitmaps import Image, Segment
+from edge_agent.bitmaps import Image, Pixels, Segment
 from edge_agent.calls import Turn
 from edge_agent.errors import Code, EdgeAgentError, InvalidArgument, InvalidName, ModelNotFound, no_more_files, shown
 from edge_agent.jobs import Job, Verdict
@@ -25,6 +25,10 @@ from edge_agent.models import Models
 
 logger = logging.getLogger(__name__)
 
+# Makes a call's arguments besides the context of a message's bytes.
+Parse = Callable[[bytes], tuple[Any, ...]]
+# What is sent: a message, or the bytes of one that is too large to be copied.
+Response = Message | bytes
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 NO_FILES = "The agent can open no more files; close connections that are idle, or allow it more open files."
 # Why calls fail that name no deployed model.
@@ -41,12 +45,14 @@ class EdgeAgentService:
         self._accepted = accepted
         self._inline_mask_limit = inline_mask_limit
 
-    def DetectAnomalies(self, request: pb2.DetectAnomaliesRequest, context: grpc.ServicerContext) -> Message:  # noqa: N802
-        """Judge one image."""
+    def DetectAnomalies(  # noqa: N802
+        self, request: pb2.DetectAnomaliesRequest, context: grpc.ServicerContext, pixels: Pixels | None
+    ) -> Response:
+        """Judge one image, whose `pixels` are inline or, when None, in shared memory."""
         model = self._models.get(request.model_component)
 
         def prepare(manifest: Manifest) -> Job:
-            return describe(request, model.required_size(manifest), masked=manifest.stage.segmentation)
+            return describe(request, pixels, model.required_size(manifest), masked=manifest.stage.segmentation)
 
         first, expected = prepare(manifest := model.running_manifest()), manifest
         self._accepted.check_read()
@@ -55,16 +61,16 @@ class EdgeAgentService:
             turn = Turn()
             if not context.add_callback(turn.give_up):
                 turn.give_up()  # the call ended before it was taken up
-            # Taken out of the message only when its turn has come: what waits is held once.
-            inline = None if first.image.segment else (lambda: request.bitmap.byte_data)
             manifest, answer, inline_mask = model.detect(
-                lambda manifest: first if manifest is expected else prepare(manifest), inline, _deadline(context), turn
+                lambda manifest: first if manifest is expected else prepare(manifest), pixels, _deadline(context), turn
             )
         finally:
             self._models.release()
         result = _result(answer.verdict)
-        if manifest.stage.segmentation:
-            self._add_mask(result, request, first.image, inline_mask)
+        if inline_mask is not None and self._may_be_sent(inline_mask):
+            return wire.answer(result, pb2.Bitmap(width=first.image.width, height=first.image.height), inline_mask)
+        if inline_mask is None and manifest.stage.segmentation:
+            _tell_where_the_mask_is(result, request, first.image)
         return pb2.DetectAnomaliesResponse(detect_anomaly_result=result)
 
     def StartModel(self, request: pb2.StartModelRequest, _: grpc.ServicerContext) -> Message:  # noqa: N802
@@ -105,33 +111,25 @@ class EdgeAgentService:
             )
         )
 
-    def _add_mask(
-        self, result: pb2.DetectAnomalyResult, request: pb2.DetectAnomaliesRequest, image: Image, inline: bytes | None
-    ) -> None:
-        if inline is not None and self._inline_mask_limit is not None and len(inline) > self._inline_mask_limit:
-            return
-        mask = result.anomaly_mask
-        mask.width, mask.height = image.width, image.height
-        if inline is not None:
-            mask.byte_data = inline
-        elif handle := _mask_handle(request.anomaly_mask_params):
-            mask.shared_memory_handle.CopyFrom(handle)
+    def _may_be_sent(self, mask: bytes) -> bool:
+        return self._inline_mask_limit is None or len(mask) <= self._inline_mask_limit
 
 
-def describe(request: pb2.DetectAnomaliesRequest, image_size: tuple[int, int] | None, *, masked: bool) -> Job:
+def describe(
+    request: pb2.DetectAnomaliesRequest, pixels: Pixels | None, image_size: tuple[int, int] | None, *, masked: bool
+) -> Job:
     """Return the image and the mask's segment of a request; raise InvalidArgument, opening nothing.
 
-    `image_size` is the (width, height) that the image must have; None allows any. A model that makes no mask (`masked`)
+    `pixels` are those that it brings inline. `image_size` is the (width, height) that the image must have; None allows any. A model that makes no mask (`masked`)
     ignores a handle, whose numbers must be ones all the same.
     """
     if not request.HasField("bitmap"):
         raise InvalidArgument("bitmap is missing; send the image to judge.")
     bitmap = request.bitmap
-    source = bitmap.WhichOneof("data")
-    if source is None:
+    if pixels is None and not bitmap.HasField("shared_memory_handle"):
         raise InvalidArgument("bitmap has neither byte_data nor shared_memory_handle; send the pixels in one of them.")
-    if source == "byte_data":
-        image = bitmaps.describe(bitmap.width, bitmap.height, None, len(bitmap.byte_data))
+    if pixels is not None:
+        image = bitmaps.describe(bitmap.width, bitmap.height, None, len(pixels))
     else:
         segment = _segment("bitmap.shared_memory_handle", bitmap.shared_memory_handle)
         image = bitmaps.describe(bitmap.width, bitmap.height, segment, segment.size)
@@ -154,28 +152,49 @@ def handlers(service: EdgeAgentService, metrics: Metrics, accepted: AcceptedCall
         SERVICE,
         {
             rpc: grpc.unary_unary_rpc_method_handler(
-                _boundary(rpc, getattr(service, rpc), request_class, requests, metrics, accepted),
+                _boundary(rpc, getattr(service, rpc), _parser(rpc, request_class), requests, metrics, accepted),
                 # Requests are parsed within the boundary, so that bytes which are no request get a clear answer; in a
                 # list, so that they can be let go of there while gRPC still holds the list.
                 request_deserializer=lambda data: [data],
-                response_serializer=lambda response: response.SerializeToString(),
+                response_serializer=_bytes_of,
             )
             for rpc, (request_class, _) in METHODS.items()
         },
     )
 
 
+def _bytes_of(response: Response) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def _parser(rpc: str, request_class: Any) -> Parse:
+    """Return what makes a call's arguments of a message's bytes; raises InvalidArgument for bytes that are none."""
+
+    def parse(data: bytes) -> tuple[Any, ...]:
+        try:
+            if rpc == "DetectAnomalies":
+                return wire.parse(data)
+            # ListModels asks for nothing, so there is nothing in its bytes to be wrong.
+            return (request_class.FromString(b"" if rpc == "ListModels" else data),)
+        except DecodeError:
+            raise InvalidArgument(
+                f"The bytes are no {request_class.DESCRIPTOR.name}; send what edge-agent.proto says."
+            ) from None
+
+    return parse
+
+
 def _boundary(
     rpc: str,
-    call: Callable[[Any, grpc.ServicerContext], Message],
-    request_class: Any,
+    call: Callable[..., Response],
+    parse: Parse,
     requests: "itertools.count[int]",
     metrics: Metrics,
     accepted: AcceptedCalls,
-) -> Callable[[list[bytes], grpc.ServicerContext], Message]:
+) -> Callable[[list[bytes], grpc.ServicerContext], Response]:
     """Wrap a call: every error becomes a documented code with a sentence, anything unknown INTERNAL with a request id."""
 
-    def guarded(received: list[bytes], context: grpc.ServicerContext) -> Message:
+    def guarded(received: list[bytes], context: grpc.ServicerContext) -> Response:
         if not accepted.accept(context):
             # What gRPC itself tells its caller an instant later, when there is no server any more.
             context.abort(grpc.StatusCode.UNAVAILABLE, "The agent ends and accepts no more calls.")
@@ -184,17 +203,11 @@ def _boundary(
         name = ""
         size = len(received[0])
         try:
-            try:
-                # ListModels asks for nothing, so there is nothing in its bytes to be wrong.
-                data = received.pop()
-                request = request_class.FromString(b"" if rpc == "ListModels" else data)
-                del data
-            except DecodeError:
-                raise InvalidArgument(
-                    f"The bytes are no {request_class.DESCRIPTOR.name}; send what edge-agent.proto says."
-                ) from None
+            data = received.pop()
+            request, *more = parse(data)
+            del data
             name = getattr(request, "model_component", "")
-            response = call(request, context)
+            response = call(request, context, *more)
         except EdgeAgentError as error:
             code, details, reason = error.code, str(error), error.reason
         except Exception as error:
@@ -232,6 +245,13 @@ def _deadline(context: grpc.ServicerContext) -> float | None:
 
 def _segment(field: str, handle: pb2.SharedMemoryHandle) -> Segment:
     return bitmaps.segment(field, handle.name, handle.offset, handle.size)
+
+
+def _tell_where_the_mask_is(result: pb2.DetectAnomalyResult, request: pb2.DetectAnomaliesRequest, image: Image) -> None:
+    mask = result.anomaly_mask
+    mask.width, mask.height = image.width, image.height
+    if handle := _mask_handle(request.anomaly_mask_params):
+        mask.shared_memory_handle.CopyFrom(handle)
 
 
 def _mask_handle(params: pb2.AnomalyMaskParams) -> pb2.SharedMemoryHandle | None:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from edge_agent.bitmaps import Pixels
 from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, MakeError, Turn
 from edge_agent.errors import EdgeAgentError, InferenceHung, PackageRefused, WorkerCrashed
@@ -130,7 +131,7 @@ class Serving:
         return self._worker
 
     def call(
-        self, prepare: Prepare, inline: Callable[[], bytes] | None, deadline: float | None, turn: Turn
+        self, prepare: Prepare, inline: Pixels | None, deadline: float | None, turn: Turn
     ) -> tuple[Manifest, Answer, bytes | None]:
         """Wait for the worker and let it judge one image; return the manifest it was judged by, and the inline mask.
 

@@ -10,13 +10,13 @@ import select
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
 from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from edge_agent import bitmaps
+from edge_agent.bitmaps import Pixels
 from edge_agent.errors import InferenceFailed, PackageRefused, no_more_files
 from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions, work
 from edge_agent.log import LogSettings
@@ -185,12 +185,12 @@ class Worker:
         if self._call_timeout is None:
             self._call_timeout = max(LEAST_CALL_TIMEOUT, WARM_UPS_PER_CALL * answer.warm_up)
 
-    def call(self, job: Job, inline: Callable[[], bytes] | None, slot: int = 0) -> tuple[Answer, bytes | None]:
+    def call(self, job: Job, inline: Pixels | None, slot: int = 0) -> tuple[Answer, bytes | None]:
         """Do a job; return the answer and the inline mask, if it has one.
 
         Args:
             job: the image's and the mask's numbers.
-            inline: gives the image's bytes, unless they are in the client's segment.
+            inline: the image's bytes, unless they are in the client's segment.
             slot: which of the worker's slots is to do it; no other thread may be calling that one.
 
         Raises:
@@ -202,7 +202,7 @@ class Worker:
         assert timeout is not None  # load() came before
         one = self._slots[slot]
         if inline is not None:
-            _write_all(one.inbox, inline())
+            _write_all(one.inbox, inline)
         one.jobs += 1
         one.hung = False
         try:
@@ -316,7 +316,7 @@ def _memory_file(name: str) -> int:
     return fd
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: Pixels) -> None:
     try:
         view, done = memoryview(data), 0
         while done < len(view):
