@@ -65,7 +65,7 @@ def small_network(side: int = 224) -> bytes:
     """Return a generated classifier of a few milliseconds: five convolutions, a pool and a softmax."""
     random = np.random.default_rng(0)
     nodes, weights, previous, channels = [], [], "input", 3
-    for layer, width in enumerate((24, 48, 96, 128, 128)):
+    for layer, width in enumerate((64, 128, 224, 320, 320)):
         kernel = random.normal(0, (2 / (9 * channels)) ** 0.5, (width, channels, 3, 3)).astype(np.float32)
         weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
         stride = [2, 2] if layer < 4 else [1, 1]
