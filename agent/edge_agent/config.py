@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     )
     message_memory: Literal["return", "keep"] = Field(
         "return",
-        description="What becomes of the memory of large inline images: `keep` makes them faster, for up to 400 MB more.",
+        description="What becomes of the memory of inline images above 32 MB: `keep` makes them faster, for up to 400 MB more.",
     )
     memory_reserve: Size = Field(
         ByteSize(128 << 20), description="Memory that must remain available after a model is loaded."

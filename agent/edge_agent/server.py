@@ -51,8 +51,8 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _keep_message_memory() -> None:
-    if not malloc.keep_large_allocations():
+def _keep_message_memory(*, all_sizes: bool) -> None:
+    if not malloc.keep_messages(all_sizes=all_sizes) and all_sizes:
         logger.warning("message_memory: this system's C library cannot keep the memory of messages; it gives it back.")
 
 
@@ -124,8 +124,7 @@ class Agent:
         served = ServedSocket(settings.socket_path, settings.socket_mode, settings.socket_group)
         folder.lock()
         _raise_file_limit()
-        if settings.message_memory == "keep":
-            _keep_message_memory()
+        _keep_message_memory(all_sizes=settings.message_memory == "keep")
         try:
             served.claim()
             registry = self._registry(folder)
