@@ -18,6 +18,8 @@ COMMANDS = {
     "stop": "models",
     "status": "status",
     "detect": "detect",
+    "bench": "bench",
+    "tune": "tune",
     "fit": "fit",
     "package": "package",
     "component": "component",
