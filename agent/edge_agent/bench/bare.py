@@ -1,6 +1,7 @@
 """The bare model: the agent's own stages in this process, without gRPC, queue or worker, to measure the agent against."""
 
 import os
+import secrets
 import statistics
 import time
 
@@ -22,8 +23,9 @@ class Frame:
         """Put packed RGB pixels, 3 * width * height bytes, into a new segment; `close` removes it."""
         self.width, self.height = width, height
         self.size = len(pixels)
-        memory = posix_ipc.SharedMemory(None, posix_ipc.O_CREX, mode=0o660, size=2 * self.size)
-        self.name = str(memory.name)
+        name = f"/edge-agent-bench-{secrets.token_hex(8)}"
+        memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o660, size=2 * self.size)
+        self.name = name
         try:
             os.pwrite(memory.fd, pixels, 0)
         finally:

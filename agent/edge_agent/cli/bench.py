@@ -11,7 +11,7 @@ import click
 
 from edge_agent import bitmaps
 from edge_agent.bench.shown import Watched, say, tell
-from edge_agent.cli.detect import _expand as expand
+from edge_agent.cli.detect import expand
 from edge_agent.cli.models import connected, socket_option
 from edge_agent.client import EdgeAgentClient, ImageRejected
 from edge_agent.errors import printable

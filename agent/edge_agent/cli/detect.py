@@ -60,7 +60,7 @@ def detect(
 
     Exits with 0 when every image was judged, whatever the verdicts; with 1 when one could not be.
     """
-    paths = list(_expand(images))
+    paths = list(expand(images))
     targets = places.plan(paths, mask, overlay)
     width = max(len(printable(path)) for path in paths)
     results: list[dict[str, Any]] = []
@@ -87,7 +87,7 @@ def detect(
         sys.exit(ANOMALOUS)
 
 
-def _expand(images: tuple[str, ...]) -> Iterator[str]:
+def expand(images: tuple[str, ...]) -> Iterator[str]:
     """Yield each image as it was named, a folder's images by their paths in alphabetical order."""
     for argument in images:
         if not os.path.isdir(argument):  # noqa: PTH112  (which raises for no path whatever)
