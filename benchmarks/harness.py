@@ -216,6 +216,8 @@ def agent(
         "--no-restore",
         "--threads",
         str(chosen.threads),
+        "--slots",
+        str(chosen.slots),
         "--spinning" if chosen.spinning else "--no-spinning",
         *(["--allow-root"] if os.geteuid() == 0 else []),
         *(part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", str(value))),
@@ -226,6 +228,8 @@ def agent(
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment)
     try:
         while not socket.exists():
+            if process.poll() is not None:
+                raise SystemExit("The agent ended at its start.")
             time.sleep(0.001)
         with grpc.insecure_channel(f"unix://{socket}", limits) as channel:
             stub = EdgeAgentStub(channel)

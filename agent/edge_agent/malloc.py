@@ -5,6 +5,7 @@ mask. The parameters are those of mallopt(3); that of the threads' arenas bounds
 eight for each processor, and each keeps its own.
 """
 
+import contextlib
 import ctypes
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
@@ -14,6 +15,12 @@ MIB = 1 << 20
 ORDINARY = {M_MMAP_THRESHOLD: 32 * MIB, M_TRIM_THRESHOLD: 64 * MIB, M_TOP_PAD: 16 * MIB, M_ARENA_MAX: 2}
 # More than any message, and what its growth is rounded up to.
 ALL = {M_MMAP_THRESHOLD: 1024 * MIB, M_TRIM_THRESHOLD: 1024 * MIB, M_TOP_PAD: 64 * MIB}
+
+
+def give_back() -> None:
+    """Give the system back what is free (malloc_trim(3)), where this C library can."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_messages(*, all_sizes: bool) -> bool:

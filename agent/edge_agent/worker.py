@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import backends, bitmaps, graphs, packages
+from edge_agent import backends, bitmaps, graphs, malloc, packages
 from edge_agent.backends import InterruptibleSession
 from edge_agent.backends.timed import Timed
 from edge_agent.bitmaps import Image, MaskTarget
@@ -150,6 +150,9 @@ class _Model:
         self.warm_up = self.slots[0].pipeline.warm_up()
         if len(self.slots) > 1:
             self._warm_up_together()
+        # What loading took and the calls will not need: a fifth of the process.
+        del model
+        malloc.give_back()
 
     def _warm_up_together(self) -> None:
         """Let all slots run at once, so that what memory this takes is taken before the model is RUNNING."""

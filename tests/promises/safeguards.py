@@ -39,6 +39,7 @@ S6 = "tests/promises/leaks"
 S7 = "tests/promises/changing_input"
 S8 = "tests/promises/shm_full"
 SERVING = "tests/agent/test_serving.py"
+SLOTS = "tests/contract/test_slots.py"
 STATE = "tests/agent/test_parts.py::TestState"
 STATUS = "tests/agent/test_status.py"
 SUPERVISOR = "tests/agent/test_supervisor.py"
@@ -51,6 +52,7 @@ U4 = "tests/promises/bad_connections"
 U5 = "tests/promises/two_users"
 UNIX_SOCKET = "tests/agent/test_unix_socket.py"
 UNREAD = "tests/contract/test_keeping_up.py::test_answers_that_nobody_reads_are_bounded"
+WIRE = "tests/agent/test_wire.py"
 
 DROPS_THE_QUEUE = """\
                 self._queue.pause()
@@ -425,8 +427,18 @@ MUTATIONS = (
     ),
     Mutation(
         "bytes-that-are-no-request-are-a-failure",
-        (("service.py", "            except DecodeError:\n", "            except ZeroDivisionError:\n"),),
+        (("service.py", "        except DecodeError:\n", "        except ZeroDivisionError:\n"),),
         (R1,),
+    ),
+    Mutation(
+        "a-handle-does-not-replace-pixels",
+        (("wire.py", "BYTE_DATA, but_not=HANDLE)", "BYTE_DATA)"),),
+        (WIRE,),
+    ),
+    Mutation(
+        "all-jobs-in-one-slot",
+        (("serving.py", "worker.call(job, inline, turn.slot)", "worker.call(job, inline)"),),
+        (SLOTS,),
     ),
     Mutation(
         "names-of-callers-are-counted",

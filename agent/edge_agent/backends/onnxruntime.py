@@ -58,6 +58,9 @@ class OrtSession:
         except Exception as error:  # noqa: BLE001  (the runtime raises many classes that share no base)
             _check_memory(error)
             raise PackageRefused(f"ONNX Runtime cannot load the model: {_sentence(error)}") from None
+        # The runtime's Python part keeps the bytes that it was given, to make another session of them; there is none.
+        if hasattr(self._session, "_model_bytes"):
+            self._session._model_bytes = None  # noqa: SLF001
         self.provider = str(self._session.get_providers()[0])
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES:
