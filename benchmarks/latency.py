@@ -9,13 +9,17 @@ Writes benchmarks/results/latency.json and prints a table; `python benchmarks/la
 """
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 from harness import (
     COMPILED,
@@ -39,11 +43,14 @@ from harness import (
     timed,
     workplace,
 )
+from inline import Client
 
+from edge_agent import backends, graphs, packages, resize
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
 from edge_agent.bench.bare import Bare, Frame
 from edge_agent.jobs import SessionOptions
+from edge_agent.packages import Package
 
 RESULT = RESULTS / "latency.json"
 
@@ -87,6 +94,70 @@ def measure(
     result["best_for_bare"] = {"threads": best.threads, "spinning": best.spinning}
     result["calls"] = turns * TURN
     return result
+
+
+def large_inline(folder: Path, turns: int) -> dict[str, Any]:
+    """Return the times of an inline 4096x4096 image, from a stock client's process and from one whose malloc is tuned.
+
+    Each to an agent as it is, and to one that keeps the memory of messages; all four in turns.
+    """
+    size, model = (4096, 4096), "small"
+    with contextlib.ExitStack() as stack:
+        clients = {}
+        for agent_is, setting in (("", "return"), ("kept by the agent, ", "keep")):
+            place = folder / setting
+            place.mkdir()
+            (place / "models").symlink_to(folder / "models")
+            _, stub, _ = stack.enter_context(agent(place, message_memory=setting))
+            start_model(stub, model)
+            for tuned in (False, True):
+                client = Client(place / "agent.sock", model, size, tuned=tuned)
+                stack.callback(client.close)
+                clients[f"{agent_is}{'tuned' if tuned else 'stock'} client"] = client
+        times: dict[str, list[float]] = {key: client.timed(3)[3:] for key, client in clients.items()}
+        for _ in range(turns):
+            for key, client in clients.items():
+                times[key] += client.timed(5)
+    found: dict[str, Any] = {key: figures(values) for key, values in times.items()}
+    found["kept / not, stock client"] = found["kept by the agent, stock client"]["p50"] / found["stock client"]["p50"]
+    return found
+
+
+def against_floor(models: Path, turns: int) -> dict[str, float]:
+    """Return bare on a 4096x4096 image against no more than one read, the resize and the run, in turns."""
+    size, model = (4096, 4096), package(models, "small")
+    frame = Frame(noise(*size), *size)
+    try:
+        options = SessionOptions(machine()["cores"])
+        bare, floor = Bare(model, frame, options), Floor(model, frame, options)
+        times: dict[str, list[float]] = {"bare": [], "floor": []}
+        for _ in range(turns):
+            times["bare"] += timed(bare.call, TURN)
+            times["floor"] += timed(floor.call, TURN)
+    finally:
+        frame.close()
+    found = {key: statistics.median(values) for key, values in times.items()}
+    return {**found, "bare / floor": found["bare"] / found["floor"]}
+
+
+class Floor:
+    """What cannot be left out of a call on a classifier: reading the frame, resizing it, and running the network."""
+
+    def __init__(self, model: Package, frame: Frame, options: SessionOptions) -> None:
+        self._size = frame.size
+        self._fd = os.open(Path("/dev/shm") / frame.source.name, os.O_RDONLY)
+        self._pixels = np.empty((frame.height, frame.width, 3), np.uint8)
+        stage = model.manifest.stage
+        self._resize = partial(
+            resize.resizer(stage.interpolation, options.threads), width=stage.input_size[0], height=stage.input_size[1]
+        )
+        self._session = backends.open_session(packages.read_model(model), options)
+        self._graph = graphs.of(model.manifest, self._session)
+
+    def call(self) -> None:
+        """Read, resize, run."""
+        os.preadv(self._fd, [self._pixels.reshape(-1).data], 0)
+        self._graph.read(self._resize(self._pixels))
 
 
 def read_bytes(pid: int) -> int:
@@ -140,6 +211,9 @@ def run(quick: bool) -> dict[str, Any]:
                 found = measure(folder, stub, name, size, best, max(3, turns // 5) if size[0] > 4000 else turns)
                 found["worker_resident_mb"] = memory_of(largest_descendant(pid))
             result["cases"][case] = found
+        print("measuring large inline images ...", file=sys.stderr)
+        result["large_inline"] = large_inline(folder, max(2, turns // 3))
+        result["large_bare"] = against_floor(folder / "models", max(2, turns // 5))
         if cookies:
             print("measuring what compiling saves ...", file=sys.stderr)
             result["compiled"] = compare_compiled(folder / "models", turns)
@@ -202,6 +276,12 @@ def table(result: dict[str, Any]) -> str:
     told = f"Front process after {many['calls']} shared-memory calls: {many['front_resident_mb']:.0f} MB resident, "
     told += f"{many['front_reads_bytes_per_call']:.0f} bytes read a call. Workers: {workers}. "
     told += f"`serve` to ready {seconds['serve_to_ready']:.2f} s, StartModel to RUNNING {seconds['start_to_running']:.2f} s."
+    rows += ["", told]
+    inline = result["large_inline"]
+    listed = ", ".join(f"{key} {one['p50']:.0f} ms" for key, one in inline.items() if isinstance(one, dict))
+    told = f"Inline 4096x4096, medians: {listed}; for the stock client `message_memory: keep` takes "
+    told += f"{inline['kept / not, stock client']:.2f} of the time. Bare on such an image takes "
+    told += f"{result['large_bare']['bare / floor']:.2f} times what one read, the resize and the run take."
     rows += ["", told]
     if compiled := result.get("compiled"):
         outside = compiled["outside_the_model_ms"]
