@@ -73,11 +73,12 @@ class ClassMap:
 class Pipeline:
     """A package's model, ready to judge images of width x height pixels."""
 
-    def __init__(self, manifest: Manifest, graph: Graph) -> None:
+    def __init__(self, manifest: Manifest, graph: Graph, threads: int = 0) -> None:
+        """Make ready; `threads` are those that OpenCV may resize with, one for each core if 0."""
         self._manifest = manifest
         self._stage = manifest.stage
         self._graph = graph
-        self._resize = resizer(self._stage.interpolation)
+        self._resize = resizer(self._stage.interpolation, threads)
         colours = b"".join(bytes.fromhex(one.hex_color[1:]) for one in manifest.classes)
         # One item a colour: NumPy looks up items, and three bytes each by each take it four times as long.
         self._palette = np.frombuffer(colours, f"V{CHANNELS}")

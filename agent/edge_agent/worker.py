@@ -146,7 +146,8 @@ class _Model:
         _check_unchanged(found)
         session = backends.open_session(model, options)
         self.provider = session.provider
-        self.slots = [_Slot(found.name, package.manifest, session.another(), *one) for one in frames]
+        threads = options.threads or len(options.cpus)
+        self.slots = [_Slot(found.name, package.manifest, session.another(), threads, *one) for one in frames]
         self.warm_up = self.slots[0].pipeline.warm_up()
         if len(self.slots) > 1:
             self._warm_up_together()
@@ -175,13 +176,14 @@ class _Slot:
         name: str,
         manifest: Manifest,
         session: InterruptibleSession,
+        threads: int,
         inbox: NDArray[np.uint8],
         outbox: NDArray[np.uint8],
     ) -> None:
         self._name = name
         self._session = session
         self._timed = Timed(session)
-        self.pipeline = Pipeline(manifest, graphs.of(manifest, self._timed))
+        self.pipeline = Pipeline(manifest, graphs.of(manifest, self._timed), threads)
         self._inbox, self._outbox = inbox, outbox
         self._frame: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._mask: NDArray[np.uint8] = np.empty(0, np.uint8)

@@ -52,7 +52,7 @@ class Bare:
     def __init__(self, package: Package, frame: Frame, options: SessionOptions) -> None:
         """Load and warm up; raise PackageRefused or MemoryError as a worker would be told."""
         self._session = Timed(backends.open_session(packages.read_model(package), options))
-        self._pipeline = Pipeline(package.manifest, graphs.of(package.manifest, self._session))
+        self._pipeline = Pipeline(package.manifest, graphs.of(package.manifest, self._session), options.threads)
         self._image = Image(frame.width, frame.height, 3 * frame.width, frame.source)
         self._mask = frame.mask if package.manifest.stage.segmentation else None
         self._frame = np.empty(frame.size, np.uint8)
