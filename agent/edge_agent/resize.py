@@ -4,6 +4,7 @@ What is faster than the reference differs from it by at most 1 of 255 levels, in
 """
 
 import math
+import os
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -88,11 +89,20 @@ class _Area(_Opencv):
     def __init__(self, code: int, threads: int) -> None:
         super().__init__(code, threads)
         self._sums = np.empty(0, np.float32)
+        self._most = threads or len(os.sched_getaffinity(0))
+
+    def _use(self, threads: int) -> None:
+        """Let OpenCV use so many threads; when this changes, it starts its threads anew."""
+        if self._cv2.getNumThreads() != threads:
+            self._cv2.setNumThreads(threads)
 
     def __call__(self, pixels: Pixels, width: int, height: int) -> Pixels:
         """Return height x width x 3 pixels."""
         if not self._pays(pixels.shape[1] / width, pixels.shape[0] / height, width * height):
+            self._use(self._most)
             return super().__call__(pixels, width, height)
+        # Rows are added up within the caches: handing them to threads takes longer than that.
+        self._use(1)
         row = pixels[0].size
         # The rows of a strip's areas, and those on their borders, one more.
         strip = max(1, (SUMS // self._sums.itemsize // row - 1) // 2)
@@ -109,7 +119,7 @@ class _Area(_Opencv):
         if across < 1 or down < 1:  # INTER_AREA enlarges by another rule
             return False
         least = PAYS_WHOLE if across.is_integer() and down.is_integer() else PAYS
-        return down > least * max(1, min(int(self._cv2.getNumThreads()), round(result / PIXELS_A_THREAD)))
+        return down > least * max(1, min(self._most, round(result / PIXELS_A_THREAD)))
 
     def _strip(self, pixels: Pixels, rows: tuple[int, int], width: int, height: int) -> NDArray[np.float32]:
         """Return some rows of the result, whole numbers 0..255."""
