@@ -1,7 +1,24 @@
-"""What this device is, and whether a package that was compiled for a target can run on it."""
+"""What this device is, and whether a package that was compiled for a target can run on it.
+
+| of the target          | fits a device                                            | source |
+|------------------------|----------------------------------------------------------|--------|
+| `arch`                 | of that architecture                                     | uname(2) |
+| `cpu_flags` (of `mcpu` | whose processor has them all                             | proc_cpuinfo(5); which flags an `mcpu` is: LLVM's tables, |
+| and `mattr`)           |                                                          | in model_packager/targets.py |
+| `gpu-code` sm_XY       | whose GPU is X.Z with Z >= Y; where either is a Tegra's, | CUDA C++ Programming Guide, "Binary Compatibility" and |
+|                        | X.Y itself                                               | its note on Tegra |
+| `trt-ver` x.y.z        | with TensorRT x.y.z: engines are bound to their version, | TensorRT documentation, "Engine Compatibility" |
+|                        | unless built version-compatible, which ours are not      | |
+| `cuda-ver` x.y         | whose driver serves CUDA x or newer                      | CUDA Compatibility, "Minor Version Compatibility" |
+
+The first two bind. The others tell of engines, and a package is ONNX, from which an engine is built on the device: they
+are said, and refused only where a setting wants that.
+"""
 
 import functools
 import platform
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +28,23 @@ from edge_agent.errors import PackageRefused
 # What uname(2) calls the architectures of a target platform.
 MACHINES = {"X86_64": ("x86_64", "AMD64"), "ARM64": ("aarch64", "arm64")}
 CPUINFO = Path("/proc/cpuinfo")
+# The GPUs of Tegra, for which code is compiled exactly or not at all.
+TEGRA_CODES = {"sm_53", "sm_62", "sm_72", "sm_87", "sm_110"}
+GPU_CODE = re.compile("sm_([0-9]+)([0-9])")
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device: machine as uname(2) names it, the processor's flags, and the GPU and TensorRT, empty without one."""
+    """A device: machine as uname(2) names it, the processor's flags, and the GPU and TensorRT, empty without one.
+
+    `cuda` is the newest CUDA that the GPU's driver serves, empty where that is not known.
+    """
 
     machine: str
     cpu_flags: frozenset[str]
     gpu_code: str = ""
     tensorrt: str = ""
+    cuda: str = ""
 
 
 @functools.cache
@@ -74,11 +98,37 @@ def check(target: Target, device: Device, *, strict: bool) -> tuple[str, ...]:
 
 
 def _other_accelerator(target: Target, device: Device) -> tuple[str, ...]:
-    wanted = {"GPU": target.options.get("gpu-code", ""), "TensorRT": target.options.get("trt-ver", "")}
-    there = {"GPU": device.gpu_code, "TensorRT": device.tensorrt}
-    other = [
-        f"{kind} {wanted[kind]} (here: {there[kind] or 'none'})"
-        for kind in wanted
-        if wanted[kind] not in ("", there[kind])
-    ]
+    other = [f"{kind} {wanted} (here: {here or 'none'})" for kind, wanted, here in accelerator_misfits(target, device)]
     return (f"The package was compiled for {' and '.join(other)}.",) if other else ()
+
+
+def accelerator_misfits(target: Target, device: Device) -> Iterator[tuple[str, str, str]]:
+    """Yield what of a target's accelerator does not fit a device: what it is, the version wanted, the one here or ""."""
+    rules: tuple[tuple[str, str, str, Callable[[str, str], bool]], ...] = (
+        ("GPU", "gpu-code", device.gpu_code, _runs_code),
+        ("TensorRT", "trt-ver", device.tensorrt, _same_release),
+        # Where no driver is, there is no GPU, and that is said already.
+        ("CUDA", "cuda-ver", device.cuda, lambda wanted, here: not here or _major(here) >= _major(wanted)),
+    )
+    for kind, option, here, fits in rules:
+        wanted = target.options.get(option, "")
+        if wanted and not fits(wanted, here):
+            yield kind, wanted, here
+
+
+def _runs_code(wanted: str, here: str) -> bool:
+    """Return whether a GPU runs code that was compiled for a compute capability, both as in sm_87."""
+    code, gpu = GPU_CODE.fullmatch(wanted), GPU_CODE.fullmatch(here)
+    if wanted == here or not code or not gpu or {wanted, here} & TEGRA_CODES:
+        return wanted == here
+    return code[1] == gpu[1] and int(gpu[2]) >= int(code[2])
+
+
+def _same_release(wanted: str, here: str) -> bool:
+    """Return whether a TensorRT is the one wanted; what is installed may have a fourth number, of its build."""
+    return wanted.split(".")[:3] == here.split(".")[:3]
+
+
+def _major(version: str) -> int:
+    first = version.partition(".")[0]
+    return int(first) if first.isdecimal() else 0

@@ -151,3 +151,67 @@ def test_this_device():
     assert (here.gpu_code, here.tensorrt) == ("", "")
     known = {"x86_64": "sse2", "aarch64": "asimd"}
     assert known.get(here.machine, "") in here.cpu_flags | {""}
+
+
+class TestAccelerator:
+    """Whether what a package was compiled for fits the GPU, TensorRT and CUDA of a device."""
+
+    @pytest.mark.parametrize(
+        ("wanted", "here", "fits"),
+        [
+            ("sm_86", "sm_86", True),
+            ("sm_86", "sm_89", True),
+            ("sm_80", "sm_89", True),
+            ("sm_89", "sm_86", False),
+            ("sm_75", "sm_86", False),
+            ("sm_86", "sm_75", False),
+            ("sm_90", "sm_120", False),
+            ("sm_120", "sm_121", True),
+            ("sm_100", "sm_110", False),
+            ("sm_87", "sm_87", True),
+            ("sm_86", "sm_87", False),
+            ("sm_87", "sm_89", False),
+            ("sm_72", "sm_75", False),
+            ("sm_86", "", False),
+            ("odd", "sm_86", False),
+        ],
+    )
+    def test_gpu_code(self, wanted, here, fits):
+        misfits = list(device.accelerator_misfits(Target("ARM64", options={"gpu-code": wanted}), self.device(here)))
+        assert misfits == ([] if fits else [("GPU", wanted, here)])
+
+    @pytest.mark.parametrize(
+        ("wanted", "here", "fits"),
+        [
+            ("10.3.0", "10.3.0", True),
+            ("10.3.0", "10.3.0.30", True),
+            ("10.3.0", "10.3.1", False),
+            ("10.3.0", "10.13.0", False),
+            ("10.3.0", "10", False),
+            ("10.3.0", "", False),
+        ],
+    )
+    def test_tensorrt(self, wanted, here, fits):
+        target = Target("ARM64", options={"trt-ver": wanted})
+        misfits = list(device.accelerator_misfits(target, Device("aarch64", frozenset(), "sm_87", here)))
+        assert misfits == ([] if fits else [("TensorRT", wanted, here)])
+
+    @pytest.mark.parametrize(
+        ("wanted", "here", "fits"),
+        [
+            ("12.6", "12.6", True),
+            ("12.6", "12.2", True),
+            ("12.6", "13.0", True),
+            ("11.8", "12.2", True),
+            ("13.0", "12.9", False),
+            ("12.6", "11.8", False),
+            ("12.6", "", True),
+        ],
+    )
+    def test_cuda(self, wanted, here, fits):
+        target = Target("ARM64", options={"cuda-ver": wanted})
+        there = Device("aarch64", frozenset(), "sm_87", "10.3.0", here)
+        assert list(device.accelerator_misfits(target, there)) == ([] if fits else [("CUDA", wanted, here)])
+
+    def device(self, code: str) -> Device:
+        return Device("aarch64", frozenset(), code)

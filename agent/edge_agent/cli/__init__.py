@@ -20,6 +20,7 @@ COMMANDS = {
     "detect": "detect",
     "bench": "bench",
     "tune": "tune",
+    "doctor": "doctor",
     "fit": "fit",
     "package": "package",
     "component": "component",
