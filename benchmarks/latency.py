@@ -2,8 +2,9 @@
 
 *Bare* is the agent's own copy_in, pipeline and copy_out, called in one process on the same package, with the threads and
 the spinning that are best for it; the agent gets the same ones as the model's settings. *Empty call* is the time of a gRPC call over the same kind of socket, to a handler
-that spins for the bare time, less that time; a sleeping handler is reported beside it. Bare, empty call and agent take
-turns in one run, so that a machine whose speed drifts cannot favour one of them. All times are milliseconds.
+that spins for the bare time, less that time; a sleeping handler is reported beside it. *By pipe* is the least that a
+server with a process for its model can be: an empty handler that asks a process with the bare model over a pipe. All of
+them take turns in one run, so that a machine whose speed drifts cannot favour one. All times are milliseconds.
 
 Writes benchmarks/results/latency.json and prints a table; `python benchmarks/latency.py --table` prints it again.
 """
@@ -29,8 +30,10 @@ from harness import (
     TURN,
     agent,
     best_options,
+    calls_by_pipe,
     empty_calls,
     figures,
+    in_turns,
     inline_request,
     largest_descendant,
     machine,
@@ -61,23 +64,23 @@ def measure(
     """Return every figure of one model at one size: bare, empty call and agent in turns, inline and shared memory."""
     frame = Frame(noise(*size), *size)
     try:
-        bare = Bare(package(folder / "models", name), frame, best)
+        model = package(folder / "models", name)
+        bare = Bare(model, frame, best)
         bare_time = statistics.median(timed(bare.call, 3 * TURN)[TURN:]) / 1000
         by_handle, inline = request(name, frame), inline_request(name, size, noise(*size))
-        with empty_calls(folder, bare_time, by_handle.ByteSize()) as (spin, sleep):
+        with (
+            empty_calls(folder, bare_time, by_handle.ByteSize()) as (spin, sleep),
+            calls_by_pipe(folder, by_handle.ByteSize(), model, frame, best) as by_pipe,
+        ):
             contenders: dict[str, Callable[[], object]] = {
                 "bare": bare.call,
                 "spin": spin,
                 "sleep": sleep,
+                "by_pipe": by_pipe,
                 "agent_shm": lambda: stub.DetectAnomalies(by_handle),
                 "agent_inline": lambda: stub.DetectAnomalies(inline),
             }
-            times: dict[str, list[float]] = {key: [] for key in contenders}
-            for contender in contenders.values():
-                timed(contender, TURN)
-            for _ in range(turns):
-                for key, contender in contenders.items():
-                    times[key] += timed(contender, TURN)
+            times = in_turns(contenders, turns)
         stages = bare.stages(5 * TURN)
     finally:
         frame.close()
@@ -88,6 +91,7 @@ def measure(
         above = result[f"agent_{way}"]["p50"] - result["bare"]["p50"]
         result[f"ratios_{way}"] = {
             "(agent - bare) / empty call": above / empty,
+            "(agent - bare) / (by pipe - bare)": above / (result["by_pipe"]["p50"] - result["bare"]["p50"]),
             "agent / bare": result[f"agent_{way}"]["p50"] / result["bare"]["p50"],
         }
     result["stages_of_bare"] = {stage: 1000 * seconds for stage, seconds in stages.items()}
@@ -130,10 +134,7 @@ def against_floor(models: Path, turns: int) -> dict[str, float]:
     try:
         options = SessionOptions(machine()["cores"])
         bare, floor = Bare(model, frame, options), Floor(model, frame, options)
-        times: dict[str, list[float]] = {"bare": [], "floor": []}
-        for _ in range(turns):
-            times["bare"] += timed(bare.call, TURN)
-            times["floor"] += timed(floor.call, TURN)
+        times = in_turns({"bare": bare.call, "floor": floor.call}, turns)
     finally:
         frame.close()
     found = {key: statistics.median(values) for key, values in times.items()}
@@ -257,8 +258,8 @@ def compare_compiled(models: Path, turns: int) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Return the figures as a Markdown table."""
     rows = [
-        "| case | way | bare p50 | agent p50 | agent p99 | empty call | (agent - bare) / empty call | agent / bare |",
-        "|---|---|---|---|---|---|---|---|",
+        "| case | way | bare p50 | agent p50 | agent p99 | empty call | (agent - bare) / empty call | by pipe p50 | (agent - bare) / (by pipe - bare) | agent / bare |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, found in result["cases"].items():
         for way in ("shm", "inline"):
@@ -266,7 +267,8 @@ def table(result: dict[str, Any]) -> str:
             rows.append(
                 f"| {case} | {way} | {found['bare']['p50']:.2f} | {found[f'agent_{way}']['p50']:.2f} "
                 f"| {found[f'agent_{way}']['p99']:.2f} | {found['empty_call']['spinning']:.2f} "
-                f"| {ratios['(agent - bare) / empty call']:.2f} | {ratios['agent / bare']:.2f} |"
+                f"| {ratios['(agent - bare) / empty call']:.2f} | {found['by_pipe']['p50']:.2f} "
+                f"| {ratios['(agent - bare) / (by pipe - bare)']:.2f} | {ratios['agent / bare']:.2f} |"
             )
     many, seconds = result["many_calls"], result["seconds"]
     workers = ", ".join(

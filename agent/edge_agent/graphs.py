@@ -104,7 +104,6 @@ class NetworkGraph:
         self._stage = manifest.stage
         self._session = session
         width, height = self._stage.input_size
-        self._planes = np.empty((3, height, width), np.uint8)
         self._tensor = np.empty((1, 3, height, width), np.float32)
         self._scale, self._shift = normalisation(self._stage)
 
@@ -121,9 +120,9 @@ class NetworkGraph:
 
     def _preprocess(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return the network's input, 1x3xHxW (float32), which is overwritten by the next call."""
-        np.copyto(self._planes, pixels.transpose(2, 0, 1))
         tensor = self._tensor[0]
-        np.multiply(self._planes, self._scale, out=tensor)
+        np.copyto(tensor, pixels.transpose(2, 0, 1))
+        np.multiply(tensor, self._scale, out=tensor)
         np.add(tensor, self._shift, out=tensor)
         return self._tensor
 
