@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 from onnx import TensorProto, helper
 
+from edge_agent import backends
+from edge_agent.backends import onnxruntime as ours
 from edge_agent.probe import child, gpu, runtime
 from edge_agent.probe.child import Child
 from edge_agent.probe.runtime import CPU, CUDA, TENSORRT, TINY, Runtime
@@ -100,7 +102,9 @@ class TestRuntime:
 
     def test_is_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        monkeypatch.delitem(sys.modules, "edge_agent.backends.onnxruntime", raising=False)
+        # What is imported here, without a runtime, is gone again afterwards.
+        monkeypatch.setattr(backends, "onnxruntime", ours)
+        monkeypatch.delitem(sys.modules, "edge_agent.backends.onnxruntime")
         found = self.told_without(monkeypatch)
         assert found.absent.startswith("ONNX Runtime is not installed; install the extra `cpu`")
         assert not found.serves

@@ -277,14 +277,19 @@ def test_models_that_hang(promises, folder):
 # The runtime ends nothing, no process tells where it was, calls are ended at half of their limit, or long after it.
 DAMAGE = """
 import faulthandler
+from functools import partial
 from edge_agent.backends.onnxruntime import OrtSession
 from edge_agent.supervisor import Worker
 OrtSession.terminate = lambda self: None
 faulthandler.enable = lambda: None
-answers = Worker._answers
-def hasty(self, timeout):
-    return answers(self, {"halted": 0.5, "left-alone": 10}.get(self._name, 1.0) * timeout)
-Worker._answers = hasty
+make = Worker.__init__
+def hasty(answers, name, timeout):
+    return answers({"halted": 0.5, "left-alone": 10}.get(name, 1.0) * timeout)
+def made(self, *told):
+    make(self, *told)
+    for slot in self._slots:
+        slot.answers = partial(hasty, slot.answers, self._name)
+Worker.__init__ = made
 """
 # Model -> how it is treated, and what is noticed.
 NOTICED = {

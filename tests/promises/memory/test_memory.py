@@ -49,10 +49,10 @@ ONE_BY_ONE = {True: 14, False: 8}
 MIB = 1 << 20
 SOUND = "sound"
 WEIGHTS = 96 * MIB
-# What the agent counts for such a model: its file four times, and 96 MiB. It takes half of that in the end.
+# What the agent counts for such a model: its file four times, and 96 MiB. It takes a quarter of that in the end.
 NEEDED = 481
 # What is free above the reserve while models are started: for about five of them.
-ROOM = 1408 * MIB
+ROOM = 1024 * MIB
 HEAVY = [f"heavy-{number}" for number in range(14)]
 SLOW_TO_LOAD = [f"slow-to-load-{number}" for number in range(AT_ONCE + 1)]
 # About a quarter of a second, twice: none is loaded before the last has been asked for.
