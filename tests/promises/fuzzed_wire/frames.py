@@ -131,7 +131,7 @@ def read(got: bytes) -> Answer:
             answer.reset = True
         elif kind == HEADERS and (value := _value(payload, b"grpc-status")) is not None:
             answer.codes.append(int(value))
-            answer.details.append((_value(payload, b"grpc-message") or b"").decode())
+            answer.details.append((_value(payload, b"grpc-message") or b"").decode(errors="backslashreplace"))
     return answer
 
 
