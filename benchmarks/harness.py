@@ -1,6 +1,8 @@
 """What the benchmarks share: models, an agent to measure, empty calls, and figures. Times are milliseconds unless said."""
 
+import argparse
 import contextlib
+import json
 import multiprocessing
 import os
 import platform
@@ -371,3 +373,21 @@ def largest_descendant(pid: int) -> int:
         wave = [child for one in wave for child in children.get(one, [])]
         below += wave
     return max(below, key=memory_of)
+
+
+def command(
+    what: str, result: Path, run: Callable[[bool], dict[str, Any]], table: Callable[[dict[str, Any]], str]
+) -> int:
+    """Measure and keep the results, or print those that are kept; return the exit code. `run` is told whether to be quick."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--quick", action="store_true", help="few rounds, nothing written: to see that it runs")
+    parser.add_argument("--table", action="store_true", help="print the tables of the kept results")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(result.read_text())), end="")
+        return 0
+    found = run(arguments.quick)
+    if not arguments.quick:
+        result.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found), end="")
+    return 0

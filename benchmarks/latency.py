@@ -9,9 +9,7 @@ them take turns in one run, so that a machine whose speed drifts cannot favour o
 Writes benchmarks/results/latency.json and prints a table; `python benchmarks/latency.py --table` prints it again.
 """
 
-import argparse
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -31,6 +29,7 @@ from harness import (
     agent,
     best_options,
     calls_by_pipe,
+    command,
     empty_calls,
     figures,
     in_turns,
@@ -295,21 +294,5 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def main() -> int:
-    """Run or print; return the exit code."""
-    parser = argparse.ArgumentParser(description="What a call costs above the bare model.")
-    parser.add_argument("--quick", action="store_true", help="few rounds, nothing written: to see that it runs")
-    parser.add_argument("--table", action="store_true", help="print the table of the kept results")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(RESULT.read_text())), end="")
-        return 0
-    result = run(arguments.quick)
-    if not arguments.quick:
-        RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    print(table(result), end="")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("What a call costs above the bare model.", RESULT, run, table))

@@ -7,8 +7,6 @@ one thread unless it says otherwise, as ours has. All times are milliseconds.
 Writes benchmarks/results/preprocess.json and prints a table; `python benchmarks/preprocess.py --table` prints it again.
 """
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from harness import RESULTS, figures, machine, noise, timed
+from harness import RESULTS, command, figures, machine, noise, timed
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -139,21 +137,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def main() -> int:
-    """Run or print; return the exit code."""
-    parser = argparse.ArgumentParser(description="What bringing a frame to the network's size takes.")
-    parser.add_argument("--quick", action="store_true", help="few rounds, nothing written: to see that it runs")
-    parser.add_argument("--table", action="store_true", help="print the table of the kept results")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(RESULT.read_text())), end="")
-        return 0
-    result = run(quick=arguments.quick)
-    if not arguments.quick:
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result), end="")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        command("What bringing a frame to the network's size takes.", RESULT, lambda quick: run(quick=quick), table)
+    )

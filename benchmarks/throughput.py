@@ -10,10 +10,8 @@ shortfall comes from.
 Writes benchmarks/results/throughput.json and prints tables; `python benchmarks/throughput.py --table` prints them again.
 """
 
-import argparse
 import contextlib
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +26,7 @@ from harness import (
     COMPILED,
     PHOTOGRAPHS,
     RESULTS,
+    command,
     figures,
     machine,
     make_models,
@@ -303,21 +302,12 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*rows, "", *spent, "", *shared]) + "\n"
 
 
-def main() -> int:
-    """Run or print; return the exit code."""
-    parser = argparse.ArgumentParser(description="How much of the bare model's throughput is left through the agent.")
-    parser.add_argument("--quick", action="store_true", help="few rounds, nothing written: to see that it runs")
-    parser.add_argument("--table", action="store_true", help="print the tables of the kept results")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(RESULT.read_text())), end="")
-        return 0
-    result = run(QUICK if arguments.quick else Plan())
-    if not arguments.quick:
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result), end="")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        command(
+            "How much of the bare model's throughput is left through the agent.",
+            RESULT,
+            lambda quick: run(QUICK if quick else Plan()),
+            table,
+        )
+    )

@@ -41,6 +41,8 @@ DESCRIPTOR = _POOL.AddSerializedFile(
 STUB = (
     HEADER
     + """
+from typing import Any
+
 from edge_agent._proto import edge_agent_pb2
 
 SERVICE = "{service}"
@@ -53,7 +55,7 @@ METHODS = {{
 class {name}Stub:
     \"\"\"The client's side: one callable per RPC.\"\"\"
 
-    def __init__(self, channel):
+    def __init__(self, channel: Any) -> None:
         for rpc, (_, response) in METHODS.items():
             call = channel.unary_unary(
                 f"/{{SERVICE}}/{{rpc}}",

@@ -152,7 +152,7 @@ class EdgeAgentClient:
         """Connect to the agent at `socket` (`unix:///path`, `unix:path` or a path); raise ValueError for any other."""
         self.socket_path = address.socket_path(socket)
         self._channel = grpc.insecure_channel(address.target(socket), options=OPTIONS)
-        self._stub: Any = EdgeAgentStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = EdgeAgentStub(self._channel)
         self._segments = SegmentPool(self.socket_path)
         # Models that made no mask when they were given a handle: no room is taken for one again.
         self._maskless: set[str] = set()

@@ -1,5 +1,7 @@
 """Generated from edge-agent.proto by proto/generate.py; do not edit."""
 
+from typing import Any
+
 from edge_agent._proto import edge_agent_pb2
 
 SERVICE = "AWS.LookoutVision.EdgeAgent"
@@ -16,7 +18,7 @@ METHODS = {
 class EdgeAgentStub:
     """The client's side: one callable per RPC."""
 
-    def __init__(self, channel):
+    def __init__(self, channel: Any) -> None:
         for rpc, (_, response) in METHODS.items():
             call = channel.unary_unary(
                 f"/{SERVICE}/{rpc}",

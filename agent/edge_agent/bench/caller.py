@@ -75,7 +75,7 @@ class Caller:
     def __init__(self, setup: Order) -> None:
         """Connect to `target`, and prepare requests about the images of `setup`, see `client.setup`."""
         channel = grpc.insecure_channel(setup["target"], options=OPTIONS)
-        stub: Any = EdgeAgentStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = EdgeAgentStub(channel)
         self._call = stub.DetectAnomalies
         self._setup = setup
         self._ready: dict[str, list[pb2.DetectAnomaliesRequest]] = {}

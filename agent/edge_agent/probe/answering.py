@@ -95,7 +95,7 @@ def _ask(path: Path, give_up: float) -> tuple[State, str, dict[str, Told]]:
     from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
 
     with grpc.insecure_channel(f"unix://{path}") as channel:
-        stub: Any = EdgeAgentStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = EdgeAgentStub(channel)
         try:
             answer = stub.ListModels(pb2.ListModelsRequest(), timeout=max(0.001, give_up - time.monotonic()))
         except grpc.RpcError as error:
