@@ -107,6 +107,17 @@ class PackageRefused(Exception):
     """A model package is not what it has to be; the text is shown to operators as `status_message`."""
 
 
+class AcceleratorMissing(PackageRefused):
+    """A model cannot be run on the accelerator that it is to run on; on another it might be."""
+
+
+class AcceleratorFailed(Exception):
+    """A GPU or its runtime failed (no memory left, a CUDA error): its process must end, nothing is tried in it again.
+
+    The text is for operators.
+    """
+
+
 class AgentRefused(Exception):
     """The agent cannot start as it was told to; the text says why and what to do."""
 

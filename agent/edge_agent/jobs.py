@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Literal
 
 from edge_agent.bitmaps import Image, Segment
 from edge_agent.errors import EdgeAgentError
@@ -15,12 +16,38 @@ NUMBER = struct.Struct("<QQ")
 STAGES = ("copy", "preprocess", "run", "postprocess")
 
 
+Accelerator = Literal["cpu", "cuda", "tensorrt"]
+Precision = Literal["package", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """The GPU that a model is run on, and how.
+
+    `index` is the GPU's number, counted as NVML and nvidia-smi do; `name`, `code` (as sm_87) and `driver` (its version)
+    are what the agent found out about it. `memory_limit` is how many bytes of its memory the runtime may take, 0 any.
+    `precision` is what is computed with where that can be chosen, "package" being what the model says. With `graphs`
+    what is launched for a call is recorded once and replayed (CUDA graphs). `engines` is the folder that built engines
+    are kept in, at most `engines_size` bytes, or "" to keep none.
+    """
+
+    index: int = 0
+    name: str = ""
+    code: str = ""
+    driver: str = ""
+    memory_limit: int = 0
+    precision: Precision = "package"
+    graphs: bool = True
+    engines: str = ""
+    engines_size: int = 4 << 30
+
+
 @dataclass(frozen=True)
 class SessionOptions:
     """How a model is run: CPU threads (0: one for each core), and whether they spin while they wait.
 
     `memory_limit` is how many bytes its process may take, 0 any; `slots` how many calls it does at once; `cpus` the
-    processors that it keeps to, all if there are none.
+    processors that it keeps to, all if there are none; `gpu` counts with an accelerator that is no CPU.
     """
 
     threads: int = 0
@@ -28,6 +55,8 @@ class SessionOptions:
     memory_limit: int = 0
     slots: int = 1
     cpus: tuple[int, ...] = ()
+    accelerator: Accelerator = "cpu"
+    gpu: GpuOptions = GpuOptions()
 
 
 @dataclass(frozen=True)
@@ -67,8 +96,27 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """The model is still being loaded, and this is what is being done, for operators.
+
+    With `building` an engine is being built, which may take longer than a model may take to load.
+    """
+
+    text: str
+    building: bool = False
+
+
+@dataclass(frozen=True)
 class Refused:
-    """The model cannot be loaded; the reason is for operators."""
+    """The model cannot be loaded; the reason is for operators. With `accelerator` it might be on another one."""
+
+    reason: str
+    accelerator: bool = False
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The GPU failed in the middle of a job: the worker ends, and the job with it; the reason is for operators."""
 
     reason: str
 

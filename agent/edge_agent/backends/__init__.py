@@ -1,16 +1,22 @@
 """Inference runtimes behind one small protocol; each SDK is imported in its own module and nowhere else."""
 
+import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.jobs import SessionOptions
+from edge_agent.jobs import Progress, SessionOptions
 from edge_agent.packages import ModelFiles
 
 
+# Told what is being done while a model is loaded: what takes long says so at least every 10 s.
+Tell = Callable[[Progress], None]
+
+
 class Session(Protocol):
-    """A loaded model."""
+    """A loaded model; `provider` is what it really runs on, as its runtime says."""
 
     provider: str
     input_dtype: np.dtype[Any]
@@ -21,6 +27,7 @@ class Session(Protocol):
         Raises:
             InferenceFailed: the runtime refused the input or failed on it, or the run was ended.
             MemoryError: there was no memory left for it.
+            AcceleratorFailed: the GPU failed, and this process must end.
 
         """
 
@@ -35,14 +42,24 @@ class InterruptibleSession(Session, Protocol):
         """End the run that is under way: it raises InferenceFailed as soon as the runtime looks."""
 
 
-def open_session(model: ModelFiles, options: SessionOptions) -> InterruptibleSession:
-    """Load an ONNX model with the runtime of this device.
+def open_session(model: ModelFiles, options: SessionOptions, tell: Tell = lambda _: None) -> InterruptibleSession:
+    """Load an ONNX model with the runtime for the accelerator that the options name; `tell` is told how far it is.
 
     Raises:
+        AcceleratorMissing: it cannot be run on that accelerator, with the reason.
         PackageRefused: it does not load, with the reason.
+        AcceleratorFailed: the GPU failed, and this process must end.
         MemoryError: there is no memory for it.
 
     """
     from edge_agent.backends import onnxruntime
 
-    return onnxruntime.OrtSession(model, options)
+    if options.accelerator != "cpu":
+        # GPUs are counted as nvidia-smi does, and not from the fastest on (CUDA C++ Programming Guide, "Environment Variables").
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if options.accelerator == "tensorrt":
+        from edge_agent.backends import tensorrt
+
+        if tensorrt.installed():
+            return tensorrt.TensorRtSession(model, options, tell)
+    return onnxruntime.OrtSession(model, options, tell)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.errors import InferenceFailed, PackageRefused, extra
+from edge_agent.backends import Tell
+from edge_agent.errors import AcceleratorMissing, InferenceFailed, PackageRefused, extra
 from edge_agent.jobs import SessionOptions
 from edge_agent.packages import ModelFiles
 
@@ -35,10 +36,12 @@ INPUT_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), 
 class OrtSession:
     """An ONNX model on ONNX Runtime's CPU provider."""
 
-    def __init__(self, model: ModelFiles, options: SessionOptions) -> None:
+    def __init__(self, model: ModelFiles, options: SessionOptions, tell: Tell = lambda _: None) -> None:  # noqa: ARG002
         """Load the model; raise PackageRefused with the runtime's reason when it does not load, or MemoryError."""
         if ort is None:
             raise PackageRefused(f"ONNX Runtime is not installed; {extra('cpu')}.")
+        if options.accelerator != "cpu":
+            raise AcceleratorMissing("This agent runs models on the CPU only.")
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads or len(options.cpus)
         settings.inter_op_num_threads = 1
