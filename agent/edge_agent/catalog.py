@@ -7,7 +7,7 @@ for each package.
 import errno
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from edge_agent.registry import Registry
 logger = logging.getLogger(__name__)
 
 GONE = {errno.ENOENT, errno.ENOTDIR}
+
+# For each component, the folder and the signature of what a look would use of it, one a source.
+Choices = dict[str, list[tuple[Path, Signature]]]
 
 
 class Catalog:
@@ -45,6 +48,7 @@ class Catalog:
         self._registry = registry
         self._settled: dict[Path, Found] = {}
         self._seen: dict[Path, Signature] | None = None
+        self._chosen: Choices = {}
         self._unseen: set[Path] = set()
         self._names: dict[Path, tuple[str, str]] = {}
         self._told: set[str] = set()
@@ -54,6 +58,10 @@ class Catalog:
 
         What is new, changed or gone counts from the second look in a row that sees the same, so that a package that
         is being copied or replaced is left alone. The very first look counts at once.
+
+        What is gone also stays for as long as two looks in a row would use different packages of its component. A look
+        is no snapshot: it may miss a new version, which came after its folder was listed, and the old one, which went
+        before its turn. Else that would bring back an older one, or none, until the new one counts.
         """
         self._unseen.clear()
         now: dict[Path, Found] = {}
@@ -72,9 +80,14 @@ class Catalog:
                     self._settled[folder] = found
         # What could not be looked at counts as seen, as it was.
         seen = {folder: found for folder, found in self._settled.items() if self._unseen & {folder, *folder.parents}}
-        for folder in set(self._settled) - set(now) - set(self._seen or ()) - set(seen):
-            del self._settled[folder]
-        self._seen = {folder: found.signature for folder, found in (seen | now).items()}
+        there = seen | now
+        chosen = self._choices(there)
+        for folder in set(self._settled) - set(there) - set(self._seen or ()):
+            name = self._settled[folder].name
+            if chosen.get(name) == self._chosen.get(name):
+                del self._settled[folder]
+        self._seen = {folder: found.signature for folder, found in there.items()}
+        self._chosen = chosen
         return self._by_name()
 
     def source(self, found: Found) -> int:
@@ -131,21 +144,36 @@ class Catalog:
             return _unreadable(folder, root, error, called)
 
     def _by_name(self) -> dict[str, list[Found]]:
+        best, passed_over = self._best(self._settled)
+        for winner, loser in passed_over:
+            self._tell(
+                f"{winner.name}: version {winner.version} in {winner.folder} is used, version {loser.version} in {loser.folder} is not."
+            )
+        by_name: dict[str, list[Found]] = {}
+        for found in best:
+            by_name.setdefault(found.name, []).append(found)
+        return by_name
+
+    def _choices(self, there: Mapping[Path, Found]) -> Choices:
+        """Return what would be used if all that is there had settled."""
+        choices: Choices = {}
+        for found in self._best(there)[0]:
+            choices.setdefault(found.name, []).append((found.folder, found.signature))
+        return choices
+
+    def _best(self, there: Mapping[Path, Found]) -> tuple[list[Found], list[tuple[Found, Found]]]:
+        """Return the highest version of each component in each source, in the order of sources; and (winner, loser) pairs."""
         best: dict[tuple[str, int], Found] = {}
-        for folder in sorted(self._settled):
-            found = self._settled[folder]
+        passed_over = []
+        for folder in sorted(there):
+            found = there[folder]
             other = best.setdefault((found.name, self.source(found)), found)
             if other is found:
                 continue
             winner, loser = (found, other) if _version(found) > _version(other) else (other, found)
             best[found.name, self.source(found)] = winner
-            self._tell(
-                f"{found.name}: version {winner.version} in {winner.folder} is used, version {loser.version} in {loser.folder} is not."
-            )
-        by_name: dict[str, list[Found]] = {}
-        for (name, _), found in sorted(best.items(), key=lambda item: item[0][1]):
-            by_name.setdefault(name, []).append(found)
-        return by_name
+            passed_over.append((winner, loser))
+        return [found for _, found in sorted(best.items(), key=lambda item: item[0][1])], passed_over
 
     def _cannot_look(self, error: OSError, folder: Path | None = None) -> None:
         """Tell of a folder that could not be looked at; unless it is gone, what was in it still counts as there."""
