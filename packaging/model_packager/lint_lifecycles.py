@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from edge_agent.errors import shown
 from model_packager import lint_nodes as nodes
 from model_packager import lint_scripts as scripts
+from model_packager import lint_shell as shell
 from model_packager.lint_findings import BOTH, JAVA, LITE, Spot
 from model_packager.lint_scripts import Context
 
@@ -22,6 +23,8 @@ _ON_LITE = {
 _SECONDS = re.compile("[0-9]{1,9}")
 _SKIPIF = re.compile(r"!?\s*(?:onpath|exists) +\S.*")
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+# What a component tells systemd once it is ready.
+_READY = "systemd-notify --ready"
 _VARIABLE = re.compile(r"\{(?:[\w.-]+:)?configuration:[^{}:]*\}")
 
 
@@ -78,7 +81,7 @@ def _selected(spot: Spot, selections: Collection[str]) -> list[Spot]:
 
 def _step(name: str, step: Spot, context: Context, selections: Collection[str]) -> list[str]:
     if isinstance(step.node, nodes.Scalar):
-        script = scripts.check_script(step, context)
+        script = _script(name, step, context)
         _check_waiting(name, step, script)
         return [script]
     if not isinstance(step.node, nodes.Mapping):
@@ -86,8 +89,7 @@ def _step(name: str, step: Spot, context: Context, selections: Collection[str]) 
         return []
     keys = step.keys(_STEP_KEYS, needed=("Script",))
     texts = [
-        scripts.check_script(part, context)
-        for part in (_selected(keys["Script"], selections) if "Script" in keys else ())
+        _script(name, part, context) for part in (_selected(keys["Script"], selections) if "Script" in keys else ())
     ]
     if "Timeout" not in keys:
         _check_waiting(name, step, "\n".join(texts))
@@ -100,6 +102,36 @@ def _step(name: str, step: Spot, context: Context, selections: Collection[str]) 
     if "Setenv" in keys:
         texts += _setenv(keys["Setenv"], context)
     return texts
+
+
+def _script(name: str, spot: Spot, context: Context) -> str:
+    """Check a step's script, and return its text."""
+    script = scripts.check_script(spot, context)
+    if name == "startup" and script:
+        _check_end(spot, script)
+    return script
+
+
+def _check_end(spot: Spot, script: str) -> None:
+    """Say so where nucleus lite takes a startup for ready too early, or not at all.
+
+    Its recipe-runner appends `systemd-notify --ready` and `systemd-notify --stopping` to the script.
+    """
+    end = shell.end(script)
+    # A script that speaks for itself, and goes no further, knows what it does.
+    if end == "exec" or (end in {"exit", "perhaps"} and _READY in script):
+        return
+    if end == "exit":
+        told = (
+            "Nucleus lite waits until a startup says that it is ready, which this one does not before it exits; let it end "
+            f'with `[ -z "$NOTIFY_SOCKET" ] || exec {_READY}`.'
+        )
+    else:
+        told = (
+            "After the last command nucleus lite takes the component for ready, even where that failed, and then stops it "
+            f"with all that depends HARD on it; write `exec` before that command, and let what it runs call `{_READY}`."
+        )
+    spot.report("startup-exec", told, LITE)
 
 
 def _check_waiting(name: str, step: Spot, script: str) -> None:

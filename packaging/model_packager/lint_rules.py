@@ -45,6 +45,7 @@ _ERRORS = {
     "format-version": "The format is 2020-01-25, the only one.",
     "component-name": "A name is 1 to 128 letters, digits and characters of -_.",
     "component-version": "A version is semantic: x.y.z.",
+    "agent-version": "The agent's versions are those that models and clients ask for.",
     "component-type": "Nucleus lite runs generic components only.",
     "description-lines": "A line break in the description breaks nucleus lite's unit file.",
     # What it depends on.
@@ -64,6 +65,7 @@ _ERRORS = {
     "selection-keys": "Nucleus lite takes selection keys at the top of the global lifecycle only.",
     # Steps.
     "startup-and-run": "A lifecycle has startup or run.",
+    "startup-exec": "A startup ends with `exec`: after any other command nucleus lite says that it is ready, and that it stops.",
     "timeout": "A timeout is a number of seconds.",
     "requires-privilege": "RequiresPrivilege is true or false.",
     "skipif": "Skipif is `onpath <program>` or `exists <file>`.",

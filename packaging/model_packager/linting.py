@@ -13,7 +13,7 @@ from model_packager import lint_platforms as platforms
 from model_packager.lint_findings import BOTH, JAVA, LITE, Finding, Findings, Nucleus, Spot, nearest
 from model_packager.lint_lifecycles import Lifecycle
 from model_packager.lint_scripts import CONFIGURATION, VARIABLES, Context
-from model_packager.recipe import FORMAT_VERSION, LONGEST, SCRIPT
+from model_packager.recipe import AGENT_VERSIONS, FORMAT_VERSION, LONGEST, SCRIPT
 from model_packager.request import AGENT_COMPONENT
 
 __all__ = ["FARTHEST", "Finding", "Nucleus", "lint", "lint_bytes"]
@@ -41,6 +41,7 @@ _PART = "(?:0|[1-9][0-9]{0,5})"
 _PRE = "(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _VERSION = re.compile(rf"{_PART}\.{_PART}\.{_PART}(?:-{_PRE}(?:\.{_PRE})*)?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?")
 _LONGEST_VERSION = 64
+_FIRST, _END = (tuple(map(int, one.split("."))) for one in re.findall("[0-9.]+", AGENT_VERSIONS))
 _MARK = "\ufeff"
 
 
@@ -131,6 +132,8 @@ def _check_identity(recipe: Spot, keys: Mapping[str, Spot]) -> None:
     if version is not None and (len(version) > _LONGEST_VERSION or not _VERSION.fullmatch(version)):
         told = 'write three numbers of at most 6 digits each, as in "1.0.0", in quotes'
         keys["ComponentVersion"].report("component-version", f"{shown(version)} is no semantic version; {told}.")
+    elif version is not None and name == AGENT_COMPONENT:
+        _check_agent_version(keys["ComponentVersion"], version)
     kind = keys["ComponentType"].text() if "ComponentType" in keys else None
     if kind is not None and kind != GENERIC:
         right = nearest(kind, TYPES, 0.8) if kind not in TYPES else None
@@ -157,6 +160,16 @@ def _check_identity(recipe: Spot, keys: Mapping[str, Spot]) -> None:
             "Nucleus lite writes the description into a systemd unit, which a line break breaks; write it in one line."
         )
         keys["ComponentDescription"].report("description-lines", told, LITE)
+
+
+def _check_agent_version(spot: Spot, version: str) -> None:
+    """Say so where what depends on the agent would not find it; a pre-release comes before its version."""
+    release, early, _ = version.partition("+")[0].partition("-")
+    numbers = tuple(map(int, release.split(".")))
+    # One of 2.0.0 comes before that, but is nothing to who asks for less.
+    if not _FIRST <= numbers < _END or (early and numbers == _FIRST):
+        told = f"Models and clients ask for an agent {AGENT_VERSIONS}, and {shown(version)} is none; write one that is."
+        spot.report("agent-version", told)
 
 
 def _check_configuration(spot: Spot | None) -> nodes.Node:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -12,15 +13,31 @@ from pathlib import Path
 import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
+from edge_agent.address import LONGEST
 from support import packages
 from support.agent import Agent, environment, place, serving
 from support.calls import OK, outcome, request
+from support.sabotage import sabotaged
 from support.users import AGENT, I_AM_ROOT, MYSELF, OTHER, User, agent_user
 from support.waiting import until
 
 PIXELS = b"\x80" * (3 * 64 * 64)
 MEMBER = User(54303, 54303, (54310,))
 GROUP = 54310
+# An agent whose socket is about to get its path says so in one file, and waits for another.
+HELD_UP = """
+import os, time
+
+link = os.link
+
+def held_up(*arguments, **options):
+    open({held!r}, "w").close()
+    while not os.path.exists({go!r}):
+        time.sleep(0.01)
+    link(*arguments, **options)
+
+os.link = held_up
+"""
 
 
 class Device:
@@ -133,20 +150,6 @@ class TestLife:
             until(lambda: device.ack("board") == data, "it is right again")
             assert sorted(one.name for one in device.registry.iterdir()) == ["board.ack", "board.json"]
 
-    def test_nothing_is_acknowledged_before_the_socket_serves(self, device):
-        """An agent that cannot serve, for another one does, knows the model and must not say so."""
-        package = device.package("board")
-        with serving() as first:
-            device.folder(device.registry)
-            device.register("board", device.entry("board", package))
-            second = Agent(**device.settings, socket=str(first.socket)).spawn()
-            try:
-                assert second.process.wait(30) == 2
-                assert "answers on" in second.log()
-            finally:
-                second.close()
-            assert device.ack("board") == b""
-
     def test_a_zip_that_was_not_unpacked(self, device):
         package = device.package("board", score=0.5)
         archive = device.folder(device.root / "packages" / "artifacts" / "board" / "1.0.0") / "abc.zip"
@@ -205,6 +208,85 @@ class TestLife:
             assert listed(agent) == {"board": "STOPPED"}
             agent.run_model("board")
             assert score(agent, "board") == pytest.approx(0.75), "the highest version"
+
+
+class TestAnswers:
+    """Who is told that a model is known may call at once: an agent is silent before it serves, and once it ends."""
+
+    def test_an_agent_that_cannot_serve_says_nothing(self, device):
+        """It finds out when it has looked at the registry: beside its socket there is no room for a longer name."""
+        data = self.registered(device)
+        device.register("other", b"")
+        folder = device.folder(device.root / ("x" * (LONGEST - len(f"{device.root}/") - len("/s"))))
+        agent = Agent(**device.settings, socket=str(folder / "s")).spawn()
+        try:
+            assert agent.process.wait(30) == 2
+            assert "has too long a path" in agent.log()
+            assert "other.json' does not count" in agent.log(), "it has looked"
+        finally:
+            agent.close()
+        assert device.ack("board") == b""
+        with serving(**device.settings):
+            device.acknowledged("board", data)
+
+    def test_an_agent_whose_socket_is_anothers_says_nothing(self, device):
+        with serving() as first:
+            self.registered(device)
+            second = Agent(**device.settings, socket=str(first.socket)).spawn()
+            try:
+                assert second.process.wait(30) == 2
+                assert "answers on" in second.log()
+            finally:
+                second.close()
+            assert device.ack("board") == b""
+
+    def test_nothing_is_acknowledged_before_the_path_is_there(self, device):
+        """The last that an agent does before it serves is to make the path, which is held up."""
+        data = self.registered(device)
+        agent = Agent(**device.settings)
+        held, go = agent.folder / "held", agent.folder / "go"
+        try:
+            agent.spawn(**sabotaged(agent.folder, HELD_UP.format(held=str(held), go=str(go))))
+            until(held.exists, "the path is about to be made")
+            assert not agent.socket.exists()
+            assert device.ack("board") == b""
+            go.touch()
+            device.acknowledged("board", data)
+            assert listed(agent) == {"board": "STOPPED"}
+        finally:
+            go.touch()
+            agent.close()
+
+    def test_nothing_is_acknowledged_once_calls_are_refused(self, device):
+        """The agent waits for a call that is under way, and still looks at the registry."""
+        models = device.folder(device.root / "models")
+        packages.write(models / "slow", packages.manifest(), packages.constant(scores=[0.5, 0.5]))
+        with serving(models, **device.settings, drain_timeout=60) as agent:
+            agent.run_model("slow")
+            (worker,) = agent.workers()
+            os.kill(worker, signal.SIGSTOP)
+            try:
+                marked = os.urandom(16) + PIXELS[16:]
+                call = agent.stub().DetectAnomalies.future(request("slow", 64, 64, marked))
+                until(lambda: agent.inbox_holds(marked), "the call is in the worker")
+                agent.process.terminate()
+                until(lambda: not agent.socket.exists(), "it takes no more calls")
+                self.registered(device)
+                # Looks follow each other, and each tells of what is new in it: the first of these has been answered.
+                for name in ("first", "second"):
+                    device.register(name, b"")
+                    until(lambda name=name: f"{name}.json' does not count" in agent.log(), f"it has seen the {name}")
+                assert device.ack("board") == b""
+            finally:
+                os.kill(worker, signal.SIGCONT)
+            assert call.result(30).detect_anomaly_result.anomaly_score == pytest.approx(0.5)
+            assert agent.process.wait(30) == 0
+            assert device.ack("board") == b""
+
+    @staticmethod
+    def registered(device: Device) -> bytes:
+        device.folder(device.registry)
+        return device.register("board", device.entry("board", device.package("board")))
 
 
 class TestConflicts:

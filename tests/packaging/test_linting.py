@@ -20,7 +20,7 @@ from model_packager import lint_dependencies, linting
 from model_packager import recipe as recipes
 from model_packager.lint_rules import RULES
 from model_packager.linting import Finding, lint, lint_bytes
-from model_packager.request import from_flags
+from model_packager.request import AGENT_COMPONENT, from_flags
 
 DIGEST = base64.b64encode(hashlib.sha256(b"wheel").digest()).decode()
 CLIENT = f"""\
@@ -108,6 +108,8 @@ def registering_recipe(uri: str = "s3://factory/com.example.Boards-3.0.0.zip", *
 
 
 MODEL, MODEL_JSON = recipes.as_yaml(model_recipe()), recipes.as_json(model_recipe())
+REGISTERING = recipes.as_yaml(registering_recipe())
+AGENT = CLIENT.replace("com.example.Inspector", AGENT_COMPONENT).replace('"1.0.0"', '"1.3.0"', 1)
 # The example of Lookout for Vision's developer guide, with addresses in the place of its "S3 path to ...".
 FIELD = """\
 {
@@ -219,6 +221,8 @@ FAULTS = [
     Fault("component-name", "both", "ComponentName", "com.example.Inspector", "com/example"),
     Fault("component-version", "both", "ComponentVersion", '"1.0.0"', "1.0"),
     Fault("component-version", "both", "ComponentVersion", '"1.0.0"', "one"),
+    Fault("agent-version", "both", "ComponentVersion", '"1.3.0"', '"1.2.9"', AGENT),
+    Fault("agent-version", "both", "ComponentVersion", '"1.3.0"', '"2.0.0"', AGENT),
     Fault("component-type", "lite", "ComponentType", "Manifests", "ComponentType: aws.greengrass.lambda\nManifests"),
     Fault("component-type", "both", "ComponentType", "Manifests", "ComponentType: generic\nManifests"),
     Fault("description-missing", "lite", "", "ComponentDescription: Inspects boards\n", ""),
@@ -284,7 +288,7 @@ FAULTS = [
         WHOLE,
     ),
     # Steps.
-    Fault("startup-and-run", "both", RUN, "      install:", "      startup: exit 0\n      install:"),
+    Fault("startup-and-run", "both", RUN, "      install:", "      startup: exec sh start.sh\n      install:"),
     Fault(
         "step-lite",
         "lite",
@@ -292,6 +296,8 @@ FAULTS = [
         "      install:",
         "      shutdown: exit 0\n      install:",
     ),
+    Fault("startup-exec", "lite", "Manifests[0].Lifecycle.startup.Script", "exec sh", "sh", REGISTERING),
+    Fault("startup-exec", "lite", "Manifests[0].Lifecycle.startup", 'install: "exit 0"', "startup: echo hi", MODEL),
     step("timeout", "both", "Timeout", "Timeout: abc"),
     step("timeout", "lite", "Timeout", 'Timeout: "{configuration:/Camera/Name}"'),
     step("run-timeout-text", "java", "Timeout", 'Timeout: "60"'),
@@ -314,7 +320,7 @@ FAULTS = [
         "both",
         "Manifests[0].Lifecycle.startup",
         'install: "exit 0"',
-        "startup: until test -e x; do sleep 1; done",
+        "startup: exec sh -c 'until test -e x; do sleep 1; done'",
         MODEL,
     ),
     # Scripts.
@@ -362,7 +368,7 @@ FAULTS = [
 ]
 
 # Each of the faults above, and none besides.
-PLANTED = 88
+PLANTED = 92
 OTHER = {"java": "lite", "lite": "java"}
 
 
@@ -570,8 +576,16 @@ class TestText:
             "{" * 40_000,
             "'" * 40_000,
             "while " * 5_000,
+            "1" * 40_000,
+            "<<a\n" * 10_000,
+            '"\\' * 20_000,
+            "fi;" * 13_000,
+            "a && " * 8_000,
+            "$(" * 20_000,
+            "> " * 20_000,
         ):
             in_run(long)
+            TestScripts.in_startup(long)
             dependencies = {"a": {"VersionRequirement": long, "DependencyType": "HARD"}}
             assert lint(json.dumps(changed(ComponentDependencies=dependencies, ComponentVersion="1" * 9_000 + long)))
         assert time.process_time() - start < 5
@@ -603,6 +617,23 @@ class TestVersions:
     )
     def test_bad(self, version):
         assert rules(changed(ComponentVersion=version)) == ["component-version"]
+
+    @pytest.mark.parametrize(
+        "version", ["1.3.0", "1.3.0+build.1-x", "1.3.1-rc.1", "1.4.0", "1.10.0", "1.999999.999999"]
+    )
+    def test_of_the_agent(self, version):
+        assert rules(changed(ComponentName=AGENT_COMPONENT, ComponentVersion=version)) == []
+
+    @pytest.mark.parametrize(
+        "version",
+        ["0.0.0", "0.1.0", "1.2.999", "1.3.0-rc.1", "1.3.0-1+1.3.0", "2.0.0", "2.0.0-rc.1", "2.3.0", "10.3.0"],
+    )
+    def test_of_the_agent_that_nobody_asks_for(self, version):
+        assert rules(changed(ComponentName=AGENT_COMPONENT, ComponentVersion=version)) == ["agent-version"]
+        assert rules(changed(ComponentVersion=version)) == []
+
+    def test_the_agents_is_looked_at_once(self):
+        assert rules(changed(ComponentName=AGENT_COMPONENT, ComponentVersion="2")) == ["component-version"]
 
     @staticmethod
     def requirement(text: str) -> list[Finding]:
@@ -866,16 +897,104 @@ class TestScripts:
         run["Setenv"] = {"A": "${HOME}", "B": "{configuration:/nothing}", "C": None}
         assert rules(recipe) == ["brace", "configuration-pointer", "type"]
 
+    @pytest.mark.parametrize(
+        "script",
+        [
+            'exec sh "{artifacts:path}/register.sh" x',
+            "cd /x\nexec ./prog >log 2>&1 # it stays\n\n",
+            "cd /x && exec ./prog || exit 1",
+            "exec ./prog \\\n  --name $(hostname) `date` $((1 + 2))",
+            "A=1 exec ./prog 'a; b' \"c & d\" e#f",
+            "exec >log ./prog",
+            '[ -z "$NOTIFY_SOCKET" ] || exec systemd-notify --ready',
+            'if [ -n "$NOTIFY_SOCKET" ]; then exec systemd-notify --ready; fi',
+            'case "$x" in\n  (a) exec a ;;\n  b) exec b\nesac',
+            "while true; do exec ./prog; done",
+            "exec python3 - <<'EOF'\nprint(\"it's\")\nEOF",
+            "cat >x <<A <<-B\nit's\nA\nb\n\tB\nexec ./prog",
+            "touch x\nsystemd-notify --ready\nexit 0",
+            "systemd-notify --ready; while true; do ./prog; sleep 1; done",
+            'if [ -n "$NOTIFY_SOCKET" ]; then systemd-notify --ready; exit 0; fi',
+            "exec -a name ./prog",
+        ],
+    )
+    def test_a_startup_that_says_itself_when_it_is_ready(self, script):
+        assert self.in_startup(script) == []
+
+    @pytest.mark.parametrize(
+        "script",
+        [
+            "echo hi",
+            'sh "{artifacts:path}/register.sh"',
+            "./prog\n# exec ./prog",
+            "sh -c 'exec ./prog'",
+            "exec >log 2>&1",
+            "exec",
+            "exec ./prog | tee log",
+            "yes | exec ./prog",
+            "exec ./prog &",
+            "exec ./prog >&2 &\n",
+            "(cd /x; exec ./prog)",
+            "(cd /x\nif true; then exec ./prog; fi\n)",
+            "if true; then exec ./prog; fi &",
+            "if true; then exec ./prog; fi | cat",
+            "if true; then exec ./prog; else ./other; fi",
+            "exec=1; ./prog exec x",
+            "./prog || exit 1",
+            "until ./prog; do sleep 1; done",
+            "systemd-notify --ready; ./prog &\nwait",
+            "if true; then exit; fi",
+            "systemd-notify --ready; ./prog || exit 1",
+            "if true; then systemd-notify --ready; ./prog; fi",
+            "cat <<EOF\nexec ./prog\nEOF",
+            "exit 0",
+            "touch x; exit",
+            "fi",
+            ";",
+            "# nothing",
+        ],
+    )
+    def test_a_startup_that_nucleus_lite_speaks_for(self, script):
+        assert self.in_startup(script) == ["startup-exec"]
+        assert self.in_startup(script, "java") == []
+        assert in_run(script) == []
+
+    def test_what_mends_a_startup(self):
+        def sentence(script: str) -> str:
+            recipe = model_recipe()
+            recipe["Manifests"][0]["Lifecycle"] = {"startup": script}
+            (found,) = lint(recipes.as_json(recipe))
+            return found.sentence
+
+        assert "write `exec` before that command" in sentence("./prog")
+        mend = '[ -z "$NOTIFY_SOCKET" ] || exec systemd-notify --ready'
+        assert sentence("./prog; exit 0").endswith(f"end with `{mend}`.")
+        assert self.in_startup(f"./prog; {mend}") == []
+
+    def test_a_startup_in_the_global_lifecycle(self):
+        assert lint(WHOLE.replace("run:", "startup:").replace("echo hello", "exec sh start.sh")) == []
+        found = lint(WHOLE.replace("run:", "startup:"))
+        assert told(found) == [("startup-exec", "lite", "Lifecycle.linux.startup.Script")]
+        elsewhere = WHOLE.replace("  linux:", "  windows:\n    startup: echo hello\n  linux:")
+        assert lint(elsewhere.replace("[linux]", "[linux, windows]")) == []
+
+    @staticmethod
+    def in_startup(script: str, nucleus: str = "both") -> list[str]:
+        """Return the rules that a startup script breaks, with a timeout that is long enough for it."""
+        recipe = changed()
+        recipe["Manifests"][0]["Lifecycle"] = {"startup": {"Script": script, "Timeout": 300}}
+        return rules(recipe, nucleus)
+
     @pytest.mark.parametrize("timeout", [0, 300, "300"])
     def test_timeouts(self, timeout):
         recipe = changed()
-        recipe["Manifests"][0]["Lifecycle"] = {"startup": {"Script": "sleep 1", "Timeout": timeout}}
+        recipe["Manifests"][0]["Lifecycle"] = {"startup": {"Script": "exec sleep 1", "Timeout": timeout}}
         assert rules(recipe) == []
 
     @pytest.mark.parametrize("timeout", [-1, 1.5, "", "5m", " 5", "1e3", True, None, [1], {"a": 1}])
     def test_no_timeouts(self, timeout):
         recipe = changed()
-        recipe["Manifests"][0]["Lifecycle"] = {"startup": {"Script": "sleep 1", "Timeout": timeout}}
+        recipe["Manifests"][0]["Lifecycle"] = {"startup": {"Script": "exec sleep 1", "Timeout": timeout}}
         assert rules(recipe) == ["timeout"]
 
     @pytest.mark.parametrize("value", ["yes", "1", "True", 1, 0, None, [], {}])

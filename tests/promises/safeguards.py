@@ -30,6 +30,8 @@ P2 = "tests/promises/half_copied"
 P3 = "tests/promises/foreign_files"
 PACKAGES = "tests/agent/test_packages.py"
 R1 = "tests/promises/fuzzed_wire"
+CATALOG = "tests/agent/test_catalog.py"
+REGISTRY = "tests/contract/test_registry.py::TestAnswers"
 S1 = "tests/promises/torn_segments"
 S2 = "tests/promises/not_segments"
 S3 = "tests/promises/segment_names"
@@ -239,6 +241,33 @@ MUTATIONS = (
             ),
         ),
         (L2, SERVING),
+    ),
+    Mutation(
+        "half-a-look-counts",
+        (("catalog.py", "            if chosen.get(name) == self._chosen.get(name):\n", "            if name:\n"),),
+        (CATALOG,),
+    ),
+    Mutation(
+        "acknowledged-before-it-serves",
+        (("models.py", "        if self._registry and self._serving:\n", "        if self._registry:\n"),),
+        (REGISTRY,),
+    ),
+    Mutation(
+        "acknowledged-before-the-path-is-there",
+        (
+            ("server.py", "        models.start_wanted()\n", ""),
+            (
+                "server.py",
+                "        served.publish()\n",
+                "        models.start_wanted()\n        served.publish()\n",
+            ),
+        ),
+        (REGISTRY,),
+    ),
+    Mutation(
+        "acknowledged-while-calls-are-refused",
+        (("server.py", "        models.fall_silent()\n", ""),),
+        (REGISTRY,),
     ),
     Mutation(
         "no-drain",
