@@ -2,6 +2,8 @@
 
 What the agent would do to each pixel in Python (layout, normalisation, argmax, sums) becomes part of the graph, so that
 the runtime does it with its own kernels and threads. What is left to the agent are copying and colouring.
+
+For a GPU the same graph is written otherwise, since TensorRT takes bytes only at its borders: see accelerated.py.
 """
 
 from typing import Any
@@ -23,10 +25,11 @@ ASIDE = "network/"
 
 
 class _Nodes:
-    """Nodes and constants that are being added to a graph."""
+    """Nodes and constants that are being added to a graph, for TensorRT where `accelerated`."""
 
-    def __init__(self, part: str) -> None:
+    def __init__(self, part: str, *, accelerated: bool) -> None:
         self._part = part
+        self.accelerated = accelerated
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -41,12 +44,14 @@ class _Nodes:
         return name
 
 
-def fuse(model: onnx.ModelProto, manifest: Manifest, conventions: Conventions) -> onnx.ModelProto:
+def fuse(
+    model: onnx.ModelProto, manifest: Manifest, conventions: Conventions, *, accelerated: bool = False
+) -> onnx.ModelProto:
     """Return the compiled graph of a network with one float32 input 1x3xHxW.
 
     Input: `bitmap`, uint8 1xHxWx3, packed RGB of the network's input size. Outputs: with a segmentation head
     `class_map`, uint8 1xhxw, and `mask_mean`, float32, one number, which is NaN when a logit is; with a classification
-    head `score`, float32, one number, before calibration.
+    head `score`, float32, one number, before calibration. With `accelerated` it says the same in what TensorRT takes.
 
     Raises:
         PackagingRefused: the network's input or outputs are not what the manifest says.
@@ -59,8 +64,9 @@ def fuse(model: onnx.ModelProto, manifest: Manifest, conventions: Conventions) -
     fused.CopyFrom(model)
     graph = fused.graph
     aside = _make_way(graph)
-    before, after = _Nodes("feed"), _Nodes("read")
-    _feed(before, aside.get(fed, fed), manifest, conventions)
+    before, after = (_Nodes(part, accelerated=accelerated) for part in ("feed", "read"))
+    feed = _feed_floats if accelerated else _feed_bytes
+    feed(before, aside.get(fed, fed), manifest, conventions)
     made = []
     if mask:
         _read_mask(after, aside.get(mask, mask), manifest, conventions)
@@ -114,8 +120,8 @@ def _make_way(graph: onnx.GraphProto) -> dict[str, str]:
     return aside
 
 
-def _feed(nodes: _Nodes, fed: str, manifest: Manifest, conventions: Conventions) -> None:
-    """Bring the bitmap into the network's layout and scale."""
+def _feed_bytes(nodes: _Nodes, fed: str, manifest: Manifest, conventions: Conventions) -> None:
+    """Bring the bitmap into the network's layout and scale, as processors do it fastest."""
     scale, shift = network.normalisation(manifest, conventions)
     width, height = manifest.stage.input_size
     flat = nodes.constant(np.array([3, height * width], np.int64))
@@ -133,6 +139,20 @@ def _feed(nodes: _Nodes, fed: str, manifest: Manifest, conventions: Conventions)
     nodes.add("Reshape", [rows, nodes.constant(np.array([1, 3, height, width], np.int64))], fed)
 
 
+def _feed_floats(nodes: _Nodes, fed: str, manifest: Manifest, conventions: Conventions) -> None:
+    """Bring the bitmap into the network's layout and scale, as floats from the first node on; the same bits come out."""
+    scale, shift = (one.reshape(1, 3, 1, 1) for one in network.normalisation(manifest, conventions))
+    planes = nodes.add("Transpose", [nodes.add("Cast", [INPUT], to=TensorProto.FLOAT)], perm=[0, 3, 1, 2])
+    if conventions.bgr:
+        order = np.array([2, 1, 0], np.int64)
+        planes = nodes.add("Gather", [planes, nodes.constant(order)], axis=1)
+        scale, shift = scale[:, order], shift[:, order]
+    shifted = bool(shift.any())
+    planes = nodes.add("Mul", [planes, nodes.constant(scale)], "" if shifted else fed)
+    if shifted:
+        nodes.add("Add", [planes, nodes.constant(shift)], fed)
+
+
 def _read_mask(nodes: _Nodes, mask: str, manifest: Manifest, conventions: Conventions) -> None:
     if conventions.kind == ANOMALIB:
         numbers = nodes.add("Cast", [mask], to=TensorProto.FLOAT)
@@ -141,13 +161,13 @@ def _read_mask(nodes: _Nodes, mask: str, manifest: Manifest, conventions: Conven
         else:
             limit = nodes.constant(np.array(conventions.pixel_threshold, np.float32))
             labels = nodes.add("GreaterOrEqual", [numbers, limit])
-        planes = nodes.add("Cast", [labels], to=TensorProto.UINT8)
+        planes = _of_truths(nodes, labels)
         # Height and width are the last two axes, whatever comes before them.
         shape = nodes.add("Shape", [planes])
         ends = [nodes.constant(np.array([one], np.int64)) for one in (-2, 2**31)]
         size = nodes.add("Slice", [shape, *ends])
         one = nodes.constant(np.array([1], np.int64))
-        nodes.add("Reshape", [planes, nodes.add("Concat", [one, size], axis=0)], CLASS_MAP)
+        _class_map(nodes, "Reshape", [planes, nodes.add("Concat", [one, size], axis=0)])
         _mean(nodes, numbers)
         return
     _mean(nodes, mask)
@@ -162,17 +182,33 @@ def _read_mask(nodes: _Nodes, mask: str, manifest: Manifest, conventions: Conven
         halves = nodes.constant(np.array([1, 1], np.int64))
         first, second = f"{PREFIX}first", f"{PREFIX}second"
         nodes.nodes.append(helper.make_node("Split", [logits, halves], [first, second], name=f"{PREFIX}split", axis=1))
-        nodes.add(
-            "Squeeze",
-            [
-                nodes.add("Cast", [nodes.add("Greater", [second, first])], to=TensorProto.UINT8),
-                nodes.constant(np.array([1], np.int64)),
-            ],
-            CLASS_MAP,
-        )
+        planes = _of_truths(nodes, nodes.add("Greater", [second, first]))
+        _class_map(nodes, "Squeeze", [planes, nodes.constant(np.array([1], np.int64))])
+    elif nodes.accelerated:
+        largest = nodes.add("Cast", [nodes.add("ArgMax", [logits], axis=1, keepdims=0)], to=TensorProto.FLOAT)
+        # The half changes no class, since a float becomes a byte by truncation. It keeps the runtime from making one
+        # conversion of two when it folds the graph: from integers to bytes, which TensorRT has not.
+        _class_map(nodes, "Add", [largest, nodes.constant(np.array(0.5, np.float32))])
     else:
         largest = nodes.add("ArgMax", [logits], axis=1, keepdims=0)
         nodes.add("Cast", [largest], CLASS_MAP, to=TensorProto.UINT8)
+
+
+def _of_truths(nodes: _Nodes, truths: str) -> str:
+    """Return 1 where a bool tensor is true, else 0: as bytes, or for TensorRT as the floats that become bytes last."""
+    if not nodes.accelerated:
+        return nodes.add("Cast", [truths], to=TensorProto.UINT8)
+    # Chosen, not converted: of two conversions in a row the runtime makes one, from bool to bytes, when it folds a graph,
+    # and what is between these two here it may one day take out.
+    return nodes.add("Where", [truths, *(nodes.constant(np.array(one, np.float32)) for one in (1, 0))])
+
+
+def _class_map(nodes: _Nodes, operator: str, inputs: list[str]) -> None:
+    """Add the node whose output is the class map, and for TensorRT the conversion from floats after it."""
+    if not nodes.accelerated:
+        nodes.add(operator, inputs, CLASS_MAP)
+    else:
+        nodes.add("Cast", [nodes.add(operator, inputs)], CLASS_MAP, to=TensorProto.UINT8)
 
 
 def _mean(nodes: _Nodes, values: str) -> None:

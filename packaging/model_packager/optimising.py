@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,16 +28,27 @@ ERRORS_ONLY = 3
 # Convolutions hold nearly all the work of an inspection network; what may stay between two of them in integers without
 # a conversion (activations that clip, sums of branches) comes along. Distances and scores are left in float32.
 INTEGER_OPERATORS = ("Conv", "Clip", "Relu", "Add")
+# TensorRT fuses what clips with the convolution before it only if nothing is rounded in between. Source:
+# https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html
+SYMMETRIC_OPERATORS = ("Conv", "Add")
+# Its int8 kernels take channels by fours; with others in it, as a stem's or depthwise ones, engines were reported not to be
+# built at all: https://github.com/NVIDIA/TensorRT/issues/3385 and /4060. They are a small part of the work.
+CHANNELS = 4
+UNNAMED = "unnamed/"
 FEWEST_CALIBRATION_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Integers:
-    """How a model becomes int8: weights with a scale per channel or "per-tensor", which operators, and nodes to leave."""
+    """How a model becomes int8: weights with a scale per channel or "per-tensor", which operators, and nodes to leave.
+
+    Without `operators` those that suit. `symmetric` is TensorRT's way: activations int8, too, and no number but 0 is 0.
+    """
 
     weights: str = PER_CHANNEL
-    operators: tuple[str, ...] = INTEGER_OPERATORS
+    operators: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    symmetric: bool = False
 
 
 def fold(model: onnx.ModelProto, work: Path) -> onnx.ModelProto:
@@ -141,6 +153,9 @@ def _sorted(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 def to_int8(model: onnx.ModelProto, bitmaps: Iterable[NDArray[np.uint8]], how: Integers, work: Path) -> onnx.ModelProto:
     """Return the model quantised statically: weights int8, activations uint8, ranges measured on calibration images.
 
+    With `how.symmetric` activations are int8, biases stay float32, and so do convolutions that TensorRT has no integer
+    kernels for: all other forms its parser refuses.
+
     Args:
         model: a compiled graph.
         bitmaps: calibration images of the network's input size, height x width x 3 (uint8).
@@ -151,7 +166,7 @@ def to_int8(model: onnx.ModelProto, bitmaps: Iterable[NDArray[np.uint8]], how: I
         PackagingRefused: the quantiser cannot do it.
 
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
     names = {node.name for node in model.graph.node}
     unknown = [one for one in how.excluded if one not in names]
@@ -170,6 +185,8 @@ def to_int8(model: onnx.ModelProto, bitmaps: Iterable[NDArray[np.uint8]], how: I
             return None if bitmap is None else {fusing.INPUT: bitmap[None]}
 
     ours = [name for name in names if name.startswith(fusing.PREFIX)]
+    if how.symmetric:
+        model = _named(model)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         source, target = Path(folder) / "source.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
@@ -179,11 +196,8 @@ def to_int8(model: onnx.ModelProto, bitmaps: Iterable[NDArray[np.uint8]], how: I
                 target,
                 Images(),
                 quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
                 per_channel=how.weights == PER_CHANNEL,
-                op_types_to_quantize=list(how.operators),
-                nodes_to_exclude=[*ours, *how.excluded],
+                **_arithmetic(model, how, [*ours, *how.excluded]),
             )
         except Exception as error:  # noqa: BLE001  (the quantiser raises whatever comes)
             raise PackagingRefused(
@@ -192,6 +206,60 @@ def to_int8(model: onnx.ModelProto, bitmaps: Iterable[NDArray[np.uint8]], how: I
         quantised = onnx.load(target)
     _forget_unused_domains(quantised)
     return quantised
+
+
+def _arithmetic(model: onnx.ModelProto, how: Integers, excluded: list[str]) -> dict[str, Any]:
+    """Return the quantiser's arguments that say which nodes become integers, and which integers."""
+    from onnxruntime.quantization import QuantType
+
+    if not how.symmetric:
+        return {
+            "activation_type": QuantType.QUInt8,
+            "weight_type": QuantType.QInt8,
+            "op_types_to_quantize": list(how.operators or INTEGER_OPERATORS),
+            "nodes_to_exclude": excluded,
+        }
+    return {
+        "activation_type": QuantType.QInt8,
+        "weight_type": QuantType.QInt8,
+        "op_types_to_quantize": list(how.operators or SYMMETRIC_OPERATORS),
+        "nodes_to_exclude": [*excluded, *_unsuited(model)],
+        "extra_options": {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": ["Conv"],
+        },
+    }
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with a name for every node, since nodes are left out by their names."""
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    for number, node in enumerate(named.graph.node):
+        node.name = node.name or f"{UNNAMED}{number}"
+    return named
+
+
+def _unsuited(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that TensorRT has no integer kernels for, or takes no integers in.
+
+    They are convolutions whose channels, in a group, are no multiple of four or not known, and sums with a constant,
+    whose scale its parser may refuse.
+    """
+    shapes = {one.name: tuple(one.dims) for one in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type in {"Conv", "ConvTranspose"}:
+            groups = next((one.i for one in node.attribute if one.name == "group"), 1)
+            # Of a Conv, all outputs and the inputs of a group; of a ConvTranspose, the other way round.
+            first, second, *_ = shapes.get(node.input[1], (1, 1))
+            if first // groups % CHANNELS or second % CHANNELS:
+                found.append(node.name)
+        elif node.op_type == "Add" and any(name in shapes for name in node.input):
+            found.append(node.name)
+    return found
 
 
 def _forget_unused_domains(model: onnx.ModelProto) -> None:

@@ -16,6 +16,7 @@ from edge_agent.jobs import SessionOptions
 from edge_agent.manifest import Manifest
 from edge_agent.pipeline import Pipeline
 from model_packager import (
+    accelerated,
     component,
     fusing,
     importers,
@@ -99,9 +100,14 @@ def _run(order: Mapping[str, Any], work: Path, destination: Destination, progres
     path, readings = _as_onnx(imported, options, work, progress)
     model = onnx_files.load(path)
     progress("Compiling the graph", 0.4)
-    fused = fusing.fuse(model, parsed, imported.conventions)
+    for_gpu = asked.target.accelerated
+    fused = fusing.fuse(model, parsed, imported.conventions, accelerated=for_gpu)
     source = _source(imported, model, readings, parsed)
-    compiled = _optimise(fused, calibration, options, work, progress)
+    optimised = _optimise(fused, calibration, options, work, progress, for_gpu=for_gpu)
+    if for_gpu:
+        optimised = accelerated.with_sizes(optimised)
+        accelerated.check(optimised)
+    compiled = bytes(optimised.SerializeToString(deterministic=True))
     progress(f"Comparing it with its source on {len(images)} images", 0.6)
     report = _compare(source, compiled, parsed, images, options)
     progress("Measuring memory and warm-up", 0.85)
@@ -144,7 +150,7 @@ def read_options(told: Mapping[str, Any]) -> Options:
         precision=precision,
         integers=Integers(
             told.get("int8_weights") or integers.weights,
-            tuple(told.get("int8_operators") or integers.operators),
+            tuple(told.get("int8_operators") or ()),
             tuple(told.get("int8_exclude") or ()),
         ),
         tolerance=Tolerance(
@@ -214,14 +220,17 @@ def _source(
     return Pipeline(parsed, graphs.NetworkGraph(parsed, adapted))
 
 
-def _optimise(fused: onnx.ModelProto, calibration: Images, options: Options, work: Path, progress: Progress) -> bytes:
+def _optimise(
+    fused: onnx.ModelProto, calibration: Images, options: Options, work: Path, progress: Progress, *, for_gpu: bool
+) -> onnx.ModelProto:
     compiled = optimising.fold(fused, work)
     if options.precision == optimising.FP16:
         compiled = optimising.to_fp16(compiled)
     elif options.precision == optimising.INT8:
         progress(f"Calibrating on {len(calibration)} images", 0.45)
-        compiled = optimising.to_int8(compiled, calibration.of_input_size(), options.integers, work)
-    return bytes(compiled.SerializeToString(deterministic=True))
+        integers = replace(options.integers, symmetric=for_gpu)
+        compiled = optimising.to_int8(compiled, calibration.of_input_size(), integers, work)
+    return compiled
 
 
 def _compare(source: Pipeline, compiled: bytes, parsed: Manifest, images: Images, options: Options) -> Report:

@@ -36,6 +36,11 @@ class Target:
     accelerator: str = ""
     device: str = ""
 
+    @property
+    def accelerated(self) -> bool:
+        """Return whether models for it run on a GPU, and must be such as TensorRT takes; every named device has one."""
+        return bool(self.accelerator or self.device)
+
 
 @dataclass(frozen=True)
 class Device:
