@@ -20,7 +20,13 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCH_VENV := $(VENV)-torch
 
-.PHONY: test test-torch test-components promises mutations lint demo proto lock clean
+# So have those that look NVIDIA's libraries through without a GPU, and those that need one.
+ACCELERATORS_VENV := $(VENV)-accelerators
+# Where no driver is, what is there already can say so.
+NVIDIA := $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/nvhost-gpu /sys/devices/platform/gpu.0)
+GPU_VENV ?= $(if $(NVIDIA),$(VENV)-gpu,$(VENV))
+
+.PHONY: test test-torch test-components test-accelerators test-gpu promises mutations lint demo proto lock clean
 
 # Two files of tests at a time: most of them wait for processes.
 test: $(VENV)/.installed lint
@@ -33,6 +39,19 @@ test-torch: $(TORCH_VENV)/.installed
 # The Greengrass components: their recipes, their scripts, and their lifecycles as each nucleus would run them.
 test-components: $(VENV)/.installed
 	$(BIN)/pytest -n 2 --dist loadfile -m components tests/greengrass tests/recipes $(PYTEST_ARGS)
+
+# The backends with onnxruntime-gpu in the place of onnxruntime, their branch coverage, and each name of NVIDIA's that they
+# use, looked up in NVIDIA's own wheels.
+test-accelerators: $(ACCELERATORS_VENV)/.installed
+	$(ACCELERATORS_VENV)/bin/pytest -m accelerators tests/accelerators $(PYTEST_ARGS)
+	$(ACCELERATORS_VENV)/bin/pytest tests/agent/backends --cov edge_agent.backends --cov-branch --cov-report term-missing \
+	    --cov-fail-under 95 $(PYTEST_ARGS)
+
+# On a device with an NVIDIA GPU, everything real; elsewhere it says what it needs. GPU_VENV may name an environment that is
+# there already, as on Jetson, whose onnxruntime-gpu is not on PyPI.
+test-gpu: $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/pytest -m gpu tests/gpu $(PYTEST_ARGS)
+	$(GPU_VENV)/bin/python benchmarks/gpu_check.py
 
 # Each promise with its full count of cases, one after the other; an interrupted run goes on where it was. One alone, as
 # in `make promise-C1`. Results: benchmarks/results/promises.json.
@@ -61,7 +80,7 @@ proto: $(VENV)/.installed
 
 # Renews the versions that CI and every newcomer get. Needs uv.
 lock:
-	uv pip compile --universal --python-version 3.10 --extra cpu --extra packaging --extra demo --extra s3 --extra greengrass --extra dev \
+	uv pip compile --universal --python-version 3.10 --extra cpu --extra cuda --extra packaging --extra demo --extra s3 --extra greengrass --extra dev \
 	    --no-header --no-annotate --upgrade -o constraints.txt pyproject.toml
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -74,5 +93,16 @@ $(TORCH_VENV)/.installed: pyproject.toml constraints.txt
 	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]' torch==$(TORCH)
 	touch $@
 
+$(ACCELERATORS_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ACCELERATORS_VENV)
+	$(ACCELERATORS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -e '.[cuda,dev]' cuda-python pytest-cov
+	touch $@
+
+$(VENV)-gpu/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda,tensorrt,dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(ACCELERATORS_VENV) $(VENV)-gpu .mypy_cache .pytest_cache .ruff_cache

@@ -21,8 +21,8 @@ from support.promises import FAST, FULL, Promises
 from support.users import I_AM_ROOT, agent_user
 
 HERE = Path(__file__).resolve().parent
-# The folders of tests that run Greengrass components.
-COMPONENTS = {"greengrass", "recipes"}
+# The folders of tests that have a command of their own, and the mark by which it takes them.
+MARKS = {"greengrass": "components", "recipes": "components", "gpu": "gpu", "accelerators": "accelerators"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,10 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that have a command of their own, since they take minutes."""
+    """Mark the tests that have a command of their own: they take minutes, or need what is not everywhere."""
     for item in items:
-        if item.path.relative_to(HERE).parts[0] in COMPONENTS:
-            item.add_marker(pytest.mark.components)
+        if mark := MARKS.get(item.path.relative_to(HERE).parts[0]):
+            item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")

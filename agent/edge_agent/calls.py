@@ -72,6 +72,11 @@ class CallQueue:
         self._closed: MakeError | None = None
         self.longest = 0
 
+    def limit(self, most: int) -> None:
+        """Let at most so many wait from now on; nobody who waits already is sent away."""
+        with self._lock:
+            self._limit = most
+
     def enter(self, deadline: float | None, turn: Turn) -> None:
         """Return when it is the caller's turn, in `turn.slot`; `leave` must follow.
 

@@ -4,8 +4,9 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -28,7 +29,9 @@ from pydantic_settings import (
 )
 
 from edge_agent import address, settings_file
+from edge_agent.accelerators import Wanted
 from edge_agent.errors import AgentRefused, printable
+from edge_agent.jobs import Precision
 from edge_agent.log import LogSettings
 from edge_agent.packages import Rules
 
@@ -39,6 +42,7 @@ OTHER_VARIABLES = {"EDGE_AGENT_SHARED"}
 MAY_BE_EMPTY = "socket_group"
 # Each has 96 MiB of address space for inline images and masks, and a thread.
 MOST_SLOTS = 64
+LARGEST_GPU = 63
 # (uid_t) -1 means "leave as it is" to chown(2).
 LARGEST_ID = 2**32 - 2
 
@@ -88,6 +92,8 @@ Names = Annotated[tuple[str, ...], NoDecode, _split(",")]
 Uids = Annotated[tuple[Annotated[Whole, Field(ge=0, le=LARGEST_ID)], ...], NoDecode, _split(",")]
 Processors = Annotated[tuple[Annotated[Whole, Field(ge=0, le=4095)], ...], NoDecode, _split(",")]
 Mode = Annotated[int, BeforeValidator(_mode)]
+GpuNumber = Annotated[Whole, Field(ge=0, le=LARGEST_GPU)]
+Fallback = Literal["never", "allowed"]
 
 
 class ModelSettings(BaseModel):
@@ -103,12 +109,28 @@ class ModelSettings(BaseModel):
     call_timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
     memory: Size | None = None
     memory_limit: Size | None = None
+    accelerator: Wanted | None = None
+    fallback: Fallback | None = None
+    gpu: GpuNumber | None = None
+    precision: Precision | None = None
+    gpu_memory: Size | None = None
+    gpu_memory_limit: Annotated[Size, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where settings come from besides the environment: the file's name, what it held, and the flags, by key."""
+
+    file: Path | None = None
+    content: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Settings(BaseSettings):
     """Every setting of the agent, with its default."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    sources: ClassVar[Sources] = Sources()
 
     socket: str = Field(address.DEFAULT, description="Address to serve on: unix:///path, unix:path or a path.")
     socket_mode: Mode = Field(
@@ -143,6 +165,40 @@ class Settings(BaseSettings):
     target: Literal["advisory", "strict"] = Field(
         "advisory",
         description="Whether a package compiled for another GPU or TensorRT is only said to be so, or refused.",
+    )
+    accelerator: Wanted = Field(
+        "auto",
+        description="What models run on: `cpu`, `cuda`, `tensorrt`, or `auto`: the GPU for packages made for one and, by CUDA, "
+        "for those made for nothing in particular, else the CPU.",
+    )
+    fallback: Fallback = Field(
+        "never",
+        description="Whether a model that cannot run on its accelerator is FAILED (`never`), or runs on the CPU and says so "
+        "(`allowed`).",
+    )
+    gpu: GpuNumber = Field(0, description="GPU that models run on, by its number in nvidia-smi.")
+    precision: Precision = Field(
+        "package",
+        description="What TensorRT computes with: what the package says, or `fp16` or `int8` where it can build that.",
+    )
+    gpu_memory_limit: Size | None = Field(
+        None, gt=0, description="GPU memory that the runtime of a model may take at most; default: any."
+    )
+    gpu_memory_reserve: Size = Field(
+        ByteSize(256 << 20), description="GPU memory that must remain free after a model is loaded."
+    )
+    cuda_graphs: bool = Field(
+        True, description="Record what a call launches on the GPU once, and replay it (CUDA graphs)."
+    )
+    build_timeout: Number = Field(
+        1800.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds a model may take to load when a TensorRT engine is built for it; load_timeout is for all else.",
+    )
+    engine_cache_size: Size = Field(
+        ByteSize(4 << 30),
+        description="Bytes of built TensorRT engines kept in the state folder; the least used go first.",
     )
     any_image_size: bool = Field(
         False, description="Classification packages without a `package` block accept any image size."
@@ -202,7 +258,9 @@ class Settings(BaseSettings):
         ByteSize(128 << 20), description="Memory that must remain available after a model is loaded."
     )
     memory_limit: Size | None = Field(
-        None, description="Memory that a model's process may take at most; default: what is free when it is started."
+        None,
+        description="Memory that a model's process may take at most, which has no limit where it uses a GPU; default: what is "
+        "free when it is started.",
     )
     inline_mask_limit: Size | None = Field(
         None, description="Leave out an inline mask above this many bytes (for clients with gRPC's 4 MiB limit)."
@@ -222,7 +280,7 @@ class Settings(BaseSettings):
     model_settings: dict[str, ModelSettings] = Field(
         {},
         description="Settings of single models by name: threads, slots, spinning, cpus, queue_limit, call_timeout, memory, "
-        "memory_limit.",
+        "memory_limit, accelerator, fallback, gpu, precision, gpu_memory, gpu_memory_limit.",
     )
 
     @field_validator("socket")
@@ -282,6 +340,10 @@ class Settings(BaseSettings):
         """How log lines are written."""
         return LogSettings(self.log_level, self.log_format, self.log_file, int(self.log_file_size))
 
+    def anew(self, environment: Mapping[str, str]) -> "Settings":
+        """Return what the same file and the same flags give in another environment; AgentRefused as `load`."""
+        return _load(self.sources, environment)
+
     def of_model(self, name: str, key: str) -> Any:
         """Return a model's own value of `key`, or the agent's."""
         own = getattr(self.model_settings.get(name), key, None)
@@ -298,11 +360,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Give flags the first word, then the environment; `load` adds the file."""
         assert isinstance(env_settings, EnvSettingsSource)
-        may_be_empty = f"{PREFIX}{MAY_BE_EMPTY}".lower()
-        env_settings.env_vars = {
-            name: value for name, value in env_settings.env_vars.items() if value or name == may_be_empty
-        }
+        env_settings.env_vars = _that_count(env_settings.env_vars)
         return init_settings, env_settings
+
+
+def _that_count(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the variables without the empty ones, their names in lower case, as the library has them."""
+    may_be_empty = f"{PREFIX}{MAY_BE_EMPTY}".lower()
+    lower = {name.lower(): value for name, value in variables.items()}
+    return {name: value for name, value in lower.items() if value or name == may_be_empty}
 
 
 def _greengrass_root(registry: Path) -> Path | None:
@@ -322,25 +388,31 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
         AgentRefused: a setting is unknown or makes no sense; the text names each key and where it was set.
 
     """
-    flags = dict(flags or {})
     content = {} if file is None else settings_file.read(file)
+    return _load(Sources(file, content, dict(flags or {})), os.environ)
 
+
+def _load(given: Sources, environment: Mapping[str, str]) -> Settings:
     class Loaded(Settings):
+        sources: ClassVar[Sources] = given
+
         @classmethod
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *sources: Any, **more: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            before = super().settings_customise_sources(settings_cls, *sources, **more)
-            return *before, InitSettingsSource(settings_cls, content)
+            flags, variables = super().settings_customise_sources(settings_cls, *sources, **more)
+            assert isinstance(variables, EnvSettingsSource)
+            variables.env_vars = _that_count(environment)
+            return flags, variables, InitSettingsSource(settings_cls, dict(given.content))
 
     Loaded.__name__ = "Settings"
     try:
-        settings = Loaded(**flags)
+        settings = Loaded(**given.flags)
     except SettingsError as error:  # the library's word for a variable that is not JSON where it must be
         raise AgentRefused(f"{error}; write it as JSON, or use --config.") from None
     except ValidationError as error:
         told = error.errors(include_url=False)
-        lines = [printable(f"{_where(one['loc'], flags, file)}: {_what(one)}") for one in told]
+        lines = [printable(f"{_where(one['loc'], given, environment)}: {_what(one)}") for one in told]
         raise AgentRefused("\n".join(lines)) from None
     return settings
 
@@ -361,15 +433,15 @@ def strange_variables() -> list[str]:
     return told
 
 
-def _where(location: tuple[int | str, ...], flags: Mapping[str, object], file: Path | None) -> str:
+def _where(location: tuple[int | str, ...], given: Sources, environment: Mapping[str, str]) -> str:
     """Name a setting by the place that set it."""
     key = str(location[0]) if location else "settings"
     inner = "".join(f".{part}" for part in location[1:])
-    if key in flags:
+    if key in given.flags:
         return f"--{key.replace('_', '-')}{inner}"
-    if f"{PREFIX}{key}".upper() in (name.upper() for name in os.environ):
+    if f"{PREFIX}{key}".upper() in (name.upper() for name in environment):
         return f"{PREFIX}{key.upper()}{inner}"
-    return f"{key}{inner} in {file}" if file else f"{key}{inner}"
+    return f"{key}{inner} in {given.file}" if given.file else f"{key}{inner}"
 
 
 def _what(error: Mapping[str, Any]) -> str:

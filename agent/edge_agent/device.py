@@ -12,7 +12,7 @@
 | `cuda-ver` x.y         | whose driver serves CUDA x or newer                      | CUDA Compatibility, "Minor Version Compatibility" |
 
 The first two bind. The others tell of engines, and a package is ONNX, from which an engine is built on the device: they
-are said, and refused only where a setting wants that.
+are said, and refused only where a setting wants that. What a package that fits is run on is chosen in `accelerators`.
 """
 
 import functools
@@ -30,6 +30,8 @@ MACHINES = {"X86_64": ("x86_64", "AMD64"), "ARM64": ("aarch64", "arm64")}
 CPUINFO = Path("/proc/cpuinfo")
 # The GPUs of Tegra, for which code is compiled exactly or not at all.
 TEGRA_CODES = {"sm_53", "sm_62", "sm_72", "sm_87", "sm_110"}
+# The compiler options that tell of an accelerator.
+OF_GPUS = {"gpu-code", "trt-ver", "cuda-ver"}
 GPU_CODE = re.compile("sm_([0-9]+)([0-9])")
 
 
@@ -49,7 +51,7 @@ class Device:
 
 @functools.cache
 def this_one() -> Device:
-    """Return the device that we run on. No runtime for accelerators is used yet, so none is looked for."""
+    """Return the device that we run on, its processor alone: a GPU is looked for where it matters, in `gpus`."""
     return Device(platform.machine(), cpu_flags(CPUINFO))
 
 
@@ -89,12 +91,12 @@ def check(target: Target, device: Device, *, strict: bool) -> tuple[str, ...]:
     notes = _other_accelerator(target, device)
     if notes and strict:
         raise PackageRefused(f"{notes[0]} The setting `target` is strict, so it is refused.")
-    if target.accelerator:
-        raise PackageRefused(
-            f"The package was compiled for {target.device or target.accelerator}; this agent runs models on the CPU only. "
-            "Compile it for a target platform without an accelerator."
-        )
     return notes
+
+
+def fit(_: str, target: Target | None, strict: bool) -> tuple[str, ...]:
+    """Check a target against this device's processor alone, for tools that look at packages and run none on a GPU."""
+    return check(target, this_one(), strict=strict) if target else ()
 
 
 def _other_accelerator(target: Target, device: Device) -> tuple[str, ...]:

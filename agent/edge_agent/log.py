@@ -163,6 +163,11 @@ def set_up(settings: LogSettings, *, own: bool = True) -> None:
         handler.addFilter(lambda record: getattr(record, "let_through", True))
 
 
+def set_level(level: str) -> None:
+    """Write lines of another least severe level from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def _in_one_line(record: logging.LogRecord) -> bool:
     """Make a limited line of what gRPC has to say of a caller's metadata; any caller may cause it, of any length."""
     record.exc_info = record.exc_text = None

@@ -19,11 +19,18 @@ def available(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
 class MemoryLedger:
     """What models that are being loaded will take, so that two started at once do not both count on the same memory."""
 
-    def __init__(self, reserve: int, free: Callable[[], int] = available) -> None:
+    def __init__(self, reserve: int, free: Callable[[], int] = available, what: str = "memory") -> None:
+        """Keep account of the memory that `free` tells of; `what` is its name, and in that of the setting of its reserve."""
         self._reserve = reserve
         self._free = free
+        self._what = what
         self._lock = threading.Lock()
         self._promised: dict[str, int] = {}
+
+    def reserve(self, size: int) -> None:
+        """Keep another number of bytes free from now on; what was set aside already stays so."""
+        with self._lock:
+            self._reserve = size
 
     def room(self, *names: str) -> int:
         """Return the bytes that are free above the reserve and not set aside for others than `names`."""
@@ -36,8 +43,8 @@ class MemoryLedger:
             free = self._room()
             if needed > free:
                 raise NotEnoughMemory(
-                    f"Loading the model needs about {_mib(needed)} MiB of memory; {_mib(max(free, 0))} MiB are free above "
-                    "the reserve. Stop another model, or lower memory_reserve."
+                    f"Loading the model needs about {_mib(needed)} MiB of {self._what}; {_mib(max(free, 0))} MiB are free "
+                    f"above the reserve. Stop another model, or lower {self._what.lower().replace(' ', '_')}_reserve."
                 )
             self._promised[name] = needed
 

@@ -39,7 +39,10 @@ class Metrics:
             return dict(zip(names, [int(sums[0]), *sums[1:]], strict=True))
 
     def happened(self, event: str, model: str) -> None:
-        """Count what happened to a model's worker: started, died, hung, or was swapped for a new version's."""
+        """Count what happened to a model's worker: started, died, hung, swapped for a new version's, or fell_back.
+
+        It fell back when it was loaded on something else than what would have come first.
+        """
         with self._lock:
             self._events[event, model] += 1
 

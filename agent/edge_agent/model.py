@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 from edge_agent import lifecycle, packages
@@ -14,25 +13,25 @@ from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, Turn
 from edge_agent.config import Settings
 from edge_agent.errors import NotEnoughMemory, PackageRefused, WrongState, printable
-from edge_agent.jobs import Answer, SessionOptions
+from edge_agent.jobs import Answer
 from edge_agent.lifecycle import State
 from edge_agent.manifest import Manifest
 from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
 from edge_agent.packages import Found, Signature
-from edge_agent.serving import Prepare, Serving, Starter
+from edge_agent.plan import TUNABLE, Place, Planner
+from edge_agent.serving import Limits, Prepare, Serving, Starter
 from edge_agent.supervisor import Spawner, Worker, WorkerDied
+from edge_agent.ways import Ways
 
 logger = logging.getLogger(__name__)
 
-# What a process needs before the model: interpreter, NumPy, the runtime and its first buffers.
-WORKER_BASE = 96 << 20
 LONGEST_SETTLING_PAUSE = 1.0
-# What `edge-agent tune` measures.
-TUNABLE = ("threads", "slots", "spinning")
 # Of what is told of a model, which may quote its files: ListModels must stay below the 4 MiB that clients take.
 LONGEST_MESSAGE = 2000
 AGENT_ENDS = "the agent ends"
+# Seconds after which it is told how old the last word of a model is that is being loaded.
+SILENT = 8.0
 
 
 class Model:
@@ -47,11 +46,12 @@ class Model:
         metrics: Metrics,
         moved: Callable[[Found], Found] = lambda found: found,
         tuned: Callable[[str], Mapping[str, Any]] = lambda _: {},
+        ways: Ways | None = None,
     ) -> None:
         """Take charge of a package.
 
         `moved` returns it with the place that its models folder has this instant; `tuned` what was measured best for a
-        model on this device.
+        model on this device; `ways` are those to run models here.
         """
         self.name = found.name
         self._settings = settings
@@ -59,15 +59,17 @@ class Model:
         self._ledger = ledger
         self._metrics = metrics
         self._moved = moved
-        self._tuned = tuned
+        self._ways = ways or Ways(settings)
         # How it is run from one start to the next.
-        self._chosen = SessionOptions()
+        self._planner = Planner(self.name, settings, ledger, self._ways, tuned)
         self._lock = threading.Lock()
         self._found = found
         self._waiting: Found | None = None
         self._notes: tuple[str, ...] = ()
         self._state = State.FAILED if found.refusal else State.STOPPED
         self._detail = found.refusal
+        # When `_detail` was told by the worker that is being loaded, 0 where it was not.
+        self._heard = 0.0
         self._starter: Starter | None = None
         self._serving: Serving | None = None
         self._swapping = False
@@ -99,12 +101,23 @@ class Model:
             # While it is STARTING there is nothing to do about that yet.
             if self._waiting and self._state is not State.STARTING:
                 notes.insert(0, self._about_waiting(self._waiting))
+            worker = self._serving.worker if self._serving else None
+            if worker and worker.fallback:
+                notes.insert(0, worker.fallback)
             if self._serving and self._serving.note:
                 notes.insert(0, self._serving.note)
             if self._found.package and self._state is not State.FAILED:
                 notes.extend(self._found.package.notes)
-            told = printable(" ".join(filter(None, [self._detail, *notes])))
+            told = printable(" ".join(filter(None, [self._detail, self._silence(), *notes])))
             return self._state, told if len(told) <= LONGEST_MESSAGE else f"{told[:LONGEST_MESSAGE]}..."
+
+    def _silence(self) -> str:
+        """Say how long nothing was heard of a model that is being loaded; the lock must be held.
+
+        A runtime that builds an engine may hold Python's lock, so that its process cannot tell how far it is.
+        """
+        silent = time.monotonic() - self._heard if self._state is State.STARTING and self._heard else 0.0
+        return f"That was {silent:.0f} s ago." if silent >= SILENT else ""
 
     def status(self) -> dict[str, object]:
         """Return what the model is and does, as it would be written as JSON."""
@@ -118,8 +131,10 @@ class Model:
             "message": message,
             "package": str(self._found.folder),
             "provider": worker.provider if worker else None,
+            "accelerator": worker.accelerator if worker else None,
+            "fallback": (worker.fallback if worker else "") or None,
             "worker_pid": worker.pid if worker else None,
-            "options": {name: getattr(self._chosen, name) for name in TUNABLE} if worker else None,
+            "options": {name: getattr(self._planner.chosen, name) for name in TUNABLE} if worker else None,
             "stages": self._metrics.stages(self.name),
         }
 
@@ -178,8 +193,10 @@ class Model:
 
     def _swap(self, serving: Serving, found: Found) -> None:
         reason = ""
+        place = Place()
         try:
-            self._ledger.admit(self._beside(found), self._memory_needed(found))
+            place = self._planner.reserve_gpu(found)
+            self._ledger.admit(self._planner.beside(found), self._planner.memory_needed(found))
             serving.swap(found)
         except (PackageRefused, NotEnoughMemory) as refusal:
             reason = str(refusal)
@@ -188,7 +205,8 @@ class Model:
         except Exception:
             logger.exception("%s: unexpected failure while version %s was loaded", self.name, found.version)
             reason = "The agent failed to load it; its log has the cause."
-        self._ledger.settle(self._beside(found))
+        place.settle()
+        self._ledger.settle(self._planner.beside(found))
         with self._lock:
             self._swapping = False
             if reason and self._serving is serving:  # else it was stopped meanwhile
@@ -206,10 +224,6 @@ class Model:
             if waiting and (waiting.folder, waiting.signature) == (found.folder, found.signature):
                 self._wait_with(None)
             logger.info("%s: version %s has taken over", self.name, found.version)
-
-    def _beside(self, found: Found) -> str:
-        """Name the memory of a package that is loaded beside the one that runs."""
-        return f"{self.name} {found.version}"
 
     def _is_it(self, found: Found, deployed: Found) -> bool:
         """Return whether what a look found is the deployed package, be it only on disk by now.
@@ -261,19 +275,30 @@ class Model:
             NotEnoughMemory: there is no room for it; the state stays as it was.
 
         """
-        latest = self._waiting or self._found
-        on_disk = packages.look_again(self._moved(latest), self._settings.package_rules)
-        with self._lock:
+        with self._lock:  # before the disk and a driver are asked, and again after that
             lifecycle.require(self._state, "StartModel")
-            self._ledger.admit(self.name, self._memory_needed(on_disk))
-            settled = on_disk.signature == latest.signature
-            self._found, self._waiting = on_disk, None
-            self._not_swapped = (), ""
-            self._chosen = self._choose()
-            self._starter = self._new_starter()
-            self._move(State.STARTING, "asked to start", detail="Loading the model.")
-            starter = self._starter
-        threading.Thread(target=self._load, args=(starter, settled), name=f"start-{self.name}", daemon=True).start()
+            latest = self._waiting or self._found
+        self._ways.look_again()
+        on_disk = packages.look_again(self._moved(latest), self._ways.rules())
+        place = self._planner.reserve_gpu(on_disk)
+        try:
+            with self._lock:
+                lifecycle.require(self._state, "StartModel")
+                self._ledger.admit(self.name, self._planner.memory_needed(on_disk))
+                settled = on_disk.signature == latest.signature
+                self._found, self._waiting = on_disk, None
+                self._not_swapped = (), ""
+                self._planner.begin()
+                self._starter = self._new_starter()
+                self._move(State.STARTING, "asked to start", detail="Loading the model.")
+                starter = self._starter
+        except BaseException:
+            place.settle()
+            raise
+        load = threading.Thread(
+            target=self._load, args=(starter, settled, place), name=f"start-{self.name}", daemon=True
+        )
+        load.start()
 
     def stop(self, cause: str = "asked to stop") -> None:
         """Let accepted calls finish, within drain_timeout, and unload the model; return when everything is released.
@@ -306,6 +331,19 @@ class Model:
         if serving:
             serving.kill(AGENT_ENDS)
 
+    def adopt(self, settings: Settings) -> None:
+        """Go on with settings that changed while the agent runs: a queue at once, all else with the next worker."""
+        with self._lock:
+            self._settings = settings
+            if self._starter:
+                self._starter.limit(self._limits())
+            if self._serving:
+                self._adopt(self._serving)
+
+    def _adopt(self, serving: Serving) -> None:
+        """Have calls served by the settings as they are now; the lock must be held."""
+        serving.adopt(self._settings.of_model(self.name, "queue_limit"), self._budget())
+
     def files_are_there(self) -> bool:
         """Return whether the files of the deployed package are still where they were."""
         try:
@@ -320,30 +358,22 @@ class Model:
         return self._serving
 
     def _new_starter(self) -> Starter:
-        of_model = self._settings.of_model
-        return Starter(
-            self.name,
-            self._spawner,
-            self._options,
-            self._settings.load_timeout,
-            of_model(self.name, "call_timeout"),
-            self._metrics,
-        )
+        return Starter(self.name, self._spawner, self._planner.plan, self._limits(), self._metrics, self._tell)
 
-    def _options(self, found: Found) -> SessionOptions:
-        room = self._ledger.room(self.name, self._beside(found))
-        limit = self._settings.of_model(self.name, "memory_limit") or max(self._memory_needed(found), room)
-        return replace(self._chosen, memory_limit=int(limit))
+    def _limits(self) -> Limits:
+        settings = self._settings
+        return Limits(settings.load_timeout, settings.build_timeout, settings.of_model(self.name, "call_timeout"))
 
-    def _choose(self) -> SessionOptions:
-        """Return how the model is run: by its own settings, by what was tuned, or else by the agent's."""
-        tuned = self._tuned(self.name)
-        own, general = self._settings.model_settings.get(self.name), self._settings
-        chosen: dict[str, Any] = {}
-        for key in (*TUNABLE, "cpus"):
-            value = getattr(own, key, None)
-            chosen[key] = tuned.get(key, getattr(general, key)) if value is None else value
-        return SessionOptions(**chosen)
+    def _budget(self) -> RestartBudget | None:
+        return RestartBudget() if self._settings.restart == "on-failure" else None
+
+    def _tell(self, progress: str) -> None:
+        """Take note of what is being done while the model is loaded."""
+        logger.debug("%s: %s", self.name, progress)
+        with self._lock:
+            if self._state is State.STARTING:
+                self._detail = progress
+                self._heard = time.monotonic()
 
     def _take(self, found: Found) -> None:
         """Replace the deployed package, which nothing uses; a new deployment begins STOPPED, a broken one FAILED."""
@@ -352,21 +382,15 @@ class Model:
         self._detail = found.refusal
         self._log_deployed()
 
-    def _memory_needed(self, found: Found) -> int:
-        package = found.package
-        if package is None:
-            return 0  # it will be refused before it takes any
-        stated = self._settings.of_model(self.name, "memory") or (
-            package.manifest.block and package.manifest.block.peak_memory
-        )
-        return int(stated or packages.model_size(package) * self._settings.memory_factor + WORKER_BASE)
-
-    def _load(self, starter: Starter, settled: bool) -> None:
+    def _load(self, starter: Starter, settled: bool, place: Place) -> None:
         """Start the worker and wait for it; the thread behind STARTING."""
         try:
-            if not settled:
-                self._wait_until_settled()
-            worker = self._start_worker(starter)
+            try:
+                if not settled:
+                    self._wait_until_settled()
+                worker = self._start_worker(starter)
+            finally:
+                place.settle()
         except PackageRefused as refusal:
             self._not_loaded(str(refusal))
         except WorkerDied as death:
@@ -376,13 +400,14 @@ class Model:
             self._not_loaded("The agent failed to start the worker; its log has the cause.")
         else:
             self._ledger.settle(self.name)
-            queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._chosen.slots)
-            budget = RestartBudget() if self._settings.restart == "on-failure" else None
+            queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._planner.chosen.slots)
+            budget = self._budget()
             serving = Serving(
                 self.name, starter, (self._found, worker), queue, budget, self._metrics, self._failed, self._took_over
             )
             with self._lock:
                 self._serving = serving
+                self._adopt(serving)  # they may have changed since
                 self._move(State.RUNNING, f"loaded on {worker.provider}, warm-up {worker.warm_up * 1000:.1f} ms")
                 serving.announce(self._waiting)
                 closing = self._closing
@@ -426,7 +451,7 @@ class Model:
             self._detail = "Waiting until the package on disk has settled."
         while time.monotonic() < give_up and not self._closing:
             time.sleep(min(self._settings.scan_interval, LONGEST_SETTLING_PAUSE))
-            again = packages.look_again(self._moved(self._found), self._settings.package_rules)
+            again = packages.look_again(self._moved(self._found), self._ways.rules())
             agreed = again.signature == self._found.signature
             with self._lock:
                 self._found, self._waiting = again, None
@@ -435,6 +460,7 @@ class Model:
         raise PackageRefused("The package kept changing while the model was being started.")
 
     def _move(self, target: State, cause: str, detail: str = "") -> None:
+        self._heard = 0.0
         logger.info("%s: %s -> %s: %s", self.name, self._state.name, target.name, cause)
         self._state = lifecycle.move(self._state, target)
         self._detail = detail

@@ -19,6 +19,7 @@ from edge_agent.registry import Registry
 from edge_agent.state import RunningModels
 from edge_agent.supervisor import Spawner
 from edge_agent.tuned import Tuned
+from edge_agent.ways import Ways
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ class Models:
         self._metrics = metrics
         self._registry = registry
         self._tuned: Callable[[str], Mapping[str, Any]] = tuned.of if tuned else lambda _: {}
-        self._catalog = Catalog(settings.models, settings.package_rules, registry, settings.scan)
+        self._ways = Ways(settings)
+        self._catalog = Catalog(settings.models, self._ways.rules(), registry, settings.scan)
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
         # What is remembered over a restart, and what starts by itself as soon as it is there: until somebody starts or
@@ -121,6 +123,14 @@ class Models:
                     self._start_wanted(model)
             self._answer()
 
+    def adopt(self, settings: Settings) -> None:
+        """Go on with settings of which such have changed as can while the agent runs (edge_agent.live)."""
+        with self._scanning:  # which makes models, by the settings that it finds
+            self._settings = settings
+            self._ledger.reserve(int(settings.memory_reserve))
+            for model in self.all():
+                model.adopt(settings)
+
     def watch(self) -> None:
         """Scan again and again, in a thread of its own, until `close`."""
         threading.Thread(target=self._watch, name="scan", daemon=True).start()
@@ -187,9 +197,16 @@ class Models:
                 self._told.add((name, note))
                 logger.warning("%s: %s", name, note)
         if model is None:
-            model = Model(
-                found, self._settings, self._spawner, self._ledger, self._metrics, self._catalog.moved, self._tuned
+            parts = (
+                self._settings,
+                self._spawner,
+                self._ledger,
+                self._metrics,
+                self._catalog.moved,
+                self._tuned,
+                self._ways,
             )
+            model = Model(found, *parts)
             model.deploy(found, notes)
             with self._lock:
                 self._models[name] = model

@@ -12,6 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from edge_agent import block, device, manifest
+from edge_agent.block import Target
 from edge_agent.errors import SHOWN, PackageRefused, printable, shown
 from edge_agent.manifest import Manifest
 
@@ -62,12 +63,14 @@ class Rules:
 
     `trusted_uids` are users besides root and the agent's own that may own packages; with `strict_target` a package that
     was compiled for another GPU or another TensorRT is refused, else that is only said. `any_target` is for looking at
-    packages of other devices.
+    packages of other devices. `fit` is asked (name, target, strict_target) whether the model can run on this device; it
+    returns what operators should know, and raises PackageRefused.
     """
 
     trusted_uids: Collection[int] = ()
     strict_target: bool = False
     any_target: bool = False
+    fit: Callable[[str, Target | None, bool], tuple[str, ...]] = device.fit
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ def look(folder: Path, root: Path, rules: Rules, called: tuple[str, str] | None 
         arn = parsed.block.arn if parsed.block else block.default_arn(name, version)
         check_files(folder, parsed)
         notes = parsed.notes
-        if parsed.block and parsed.block.target and not rules.any_target:
-            notes += device.check(parsed.block.target, device.this_one(), strict=rules.strict_target)
+        if not rules.any_target:
+            notes += rules.fit(name, parsed.block.target if parsed.block else None, rules.strict_target)
     except PackageRefused as refusal:
         return Found(name, version, folder, root, signature, None, _sentence(str(refusal)), called)
     except OSError:

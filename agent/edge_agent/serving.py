@@ -1,18 +1,22 @@
 """A loaded model as it serves calls: its queue, and one worker process at a time, which is replaced when it dies."""
 
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from edge_agent.accelerators import WORDS, Failed, instead, nothing_left
 from edge_agent.bitmaps import Pixels
 from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, MakeError, Turn
-from edge_agent.errors import EdgeAgentError, InferenceHung, PackageRefused, WorkerCrashed
-from edge_agent.jobs import Answer, Job, SessionOptions
+from edge_agent.errors import AcceleratorMissing, EdgeAgentError, InferenceHung, PackageRefused, WorkerCrashed
+from edge_agent.jobs import Accelerator, Answer, Job, SessionOptions
 from edge_agent.manifest import Manifest
 from edge_agent.metrics import Metrics
-from edge_agent.packages import Found
+from edge_agent.packages import Found, Signature
+from edge_agent.plan import Plan
 from edge_agent.supervisor import DEATH_PATIENCE, Spawner, Worker, WorkerDied
 
 logger = logging.getLogger(__name__)
@@ -21,48 +25,94 @@ logger = logging.getLogger(__name__)
 Prepare = Callable[[Manifest], Job]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a worker may take: to load, to load while an engine is built, and for a call (None: by its warm-up)."""
+
+    load: float
+    build: float
+    call: float | None
+
+
 class Starter:
-    """Starts the workers of one model, and can be told to start no more."""
+    """Starts the workers of one model, in the first way that works, and can be told to start no more."""
 
     def __init__(
         self,
         name: str,
         spawner: Spawner,
-        options: Callable[[Found], SessionOptions],
-        load_timeout: float,
-        call_timeout: float | None,
+        plan: Callable[[Found], Plan],
+        limits: Limits,
         metrics: Metrics,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """Start as `plan` says for a package; `tell` is told what is being done while it is loaded."""
         self._name = name
         self._spawner = spawner
-        self._options = options
-        self._load_timeout = load_timeout
-        self._call_timeout = call_timeout
+        self._plan = plan
+        self._limits = limits
         self._metrics = metrics
+        self._tell = tell
         self._lock = threading.Lock()
         self._loading: Worker | None = None
         self._ended = ""
+        # The package that was loaded last, the way that worked, and what came before it.
+        self._worked: tuple[Signature, Accelerator, tuple[Failed, ...]] | None = None
 
     def start(self, found: Found) -> Worker:
         """Return a worker that has loaded the package and is warmed up.
 
         Raises:
-            PackageRefused: the package or the runtime refused.
+            PackageRefused: the package or the runtime refused, or it runs on nothing that the settings allow.
             WorkerDied: the process ended, did not load in time, or nothing is to be started any more.
 
         """
         if found.package is None:
             raise PackageRefused(found.refusal)
+        ways, failed = self._ways(found)
+        for options in ways:
+            try:
+                worker = self._started(found, options)
+            except AcceleratorMissing as refusal:
+                if options.accelerator == "cpu":
+                    raise
+                failed.append(Failed(WORDS[options.accelerator], f"{str(refusal).rstrip('.')}."))
+                logger.warning("%s: it cannot run on %s: %s", self._name, failed[-1].what, failed[-1].why)
+            else:
+                self._fell_back(worker, failed)
+                self._worked = found.content, options.accelerator, tuple(failed)
+                return worker
+        raise PackageRefused(nothing_left(failed))
+
+    def _ways(self, found: Found) -> tuple[list[SessionOptions], list[Failed]]:
+        """Return the ways that are left to try, and what has failed: for a package that ran, from the way that worked on."""
+        plan = self._plan(found)
+        ways = list(plan.ways)
+        if self._worked and self._worked[0] == found.content:
+            _, worked, failed = self._worked
+            left = [*itertools.dropwhile(lambda one: one.accelerator != worked, ways)]
+            if left:
+                return left, [*failed]
+        return ways, [*plan.failed]
+
+    def _fell_back(self, worker: Worker, failed: list[Failed]) -> None:
+        worker.fallback = instead(worker.accelerator, failed)
+        if worker.fallback:
+            self._metrics.happened("fell_back", self._name)
+            logger.warning("%s: %s", self._name, worker.fallback)
+
+    def _started(self, found: Found, options: SessionOptions) -> Worker:
+        """Start a worker in one way; errors as `start`, and AcceleratorMissing where that way does not work."""
         begin = time.monotonic()
         self._metrics.happened("started", self._name)
-        worker = Worker(self._spawner, found, self._options(found), self._call_timeout)
+        worker = Worker(self._spawner, found, options, self._limits.call)
         with self._lock:
             self._loading = worker
             ended = self._ended
         if ended:
             worker.kill(ended)
         try:
-            worker.load(self._load_timeout)
+            worker.load(self._limits.load, self._limits.build, self._tell)
         except BaseException:
             worker.stop()
             worker.release()
@@ -72,6 +122,10 @@ class Starter:
                 self._loading = None
         logger.debug("%s: loaded in %.3f s", self._name, time.monotonic() - begin)
         return worker
+
+    def limit(self, limits: Limits) -> None:
+        """Start workers with other limits from now on."""
+        self._limits = limits
 
     def end(self, cause: str) -> None:
         """Start no more, and kill what is being loaded; `cause` is what operators are told."""
@@ -184,6 +238,12 @@ class Serving:
         """Note the package that is to follow this one; it is loaded if the worker dies and this one's files are gone."""
         self._next = found
 
+    def adopt(self, queue_limit: int, budget: RestartBudget | None) -> None:
+        """Let so many calls wait from now on, and go by `budget`, but keep one's own count of deaths where there is one."""
+        self._queue.limit(queue_limit)
+        with self._lock:
+            self._budget = (self._budget or budget) if budget else None
+
     def swap(self, found: Found) -> None:
         """Load another package beside this one, and let it take over between two calls.
 
@@ -259,8 +319,8 @@ class Serving:
         threading.Thread(target=watch, name=f"death-{self._name}", daemon=True).start()
 
     def _answered(self) -> None:
-        if self._budget:
-            with self._lock:
+        with self._lock:
+            if self._budget:
                 self._budget.answered()
 
     def _died(self, worker: Worker) -> None:
@@ -287,7 +347,8 @@ class Serving:
     def _follow(self, delay: float | None, cause: str) -> None:
         text = _ended(cause)
         if delay is None:
-            deaths = self._budget.deaths if self._budget else 0
+            budget = self._budget
+            deaths = budget.deaths if budget else 0
             self._fail(text, f"{text} It was the last of {deaths} deaths within a minute." if deaths else text)
             return
         logger.warning("%s: %s It is started again in %.2f s.", self._name, text, delay)

@@ -195,6 +195,13 @@ def folder(setting: Path | None) -> Path:
     return path
 
 
+def engines(state: Path) -> Path:
+    """Return the folder for built engines in a state folder, made with mode 0700 where it is missing; raises OSError."""
+    path = state / "engines"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
 def default_folder() -> Path:
     """Return where the state belongs: systemd's folder, the XDG one (basedir-spec), or the one below home."""
     if systemd := os.environ.get("STATE_DIRECTORY"):

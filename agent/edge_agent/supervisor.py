@@ -10,6 +10,8 @@ import select
 import signal
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -17,8 +19,20 @@ from pathlib import Path
 
 from edge_agent import bitmaps
 from edge_agent.bitmaps import Pixels
-from edge_agent.errors import InferenceFailed, PackageRefused, no_more_files
-from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions, work
+from edge_agent.errors import AcceleratorMissing, InferenceFailed, PackageRefused, no_more_files
+from edge_agent.jobs import (
+    NUMBER,
+    Accelerator,
+    Answer,
+    Broken,
+    Failure,
+    Job,
+    Progress,
+    Ready,
+    Refused,
+    SessionOptions,
+    work,
+)
 from edge_agent.log import LogSettings
 from edge_agent.packages import Found
 
@@ -131,10 +145,16 @@ class _Slot:
 
 
 class Worker:
-    """A worker process as the agent sees it. One thread calls a slot at a time; the model's queue sees to that."""
+    """A worker process as the agent sees it. One thread calls a slot at a time; the model's queue sees to that.
+
+    `provider` is what it runs on in the runtime's words; `accelerator` is what it was asked for, and `fallback` says why it
+    is not what would have come first, for who started it to fill in.
+    """
 
     def __init__(self, spawner: Spawner, found: Found, options: SessionOptions, call_timeout: float | None) -> None:
         self.provider = ""
+        self.accelerator: Accelerator = options.accelerator
+        self.fallback = ""
         self.warm_up = 0.0
         self._name = found.name
         self._call_timeout = call_timeout
@@ -166,24 +186,44 @@ class Worker:
         finally:
             os.close(told)
 
-    def load(self, timeout: float) -> None:
+    def load(
+        self, timeout: float, build_timeout: float | None = None, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Wait until the model is loaded and warmed up.
 
+        Args:
+            timeout: seconds that this may take.
+            build_timeout: seconds that it may take instead, from its begin, once an engine is being built.
+            tell: told what is being done.
+
         Raises:
+            AcceleratorMissing: it cannot be run on the accelerator of its options.
             PackageRefused: the package or the runtime refused.
-            WorkerDied: the process ended or did not finish within `timeout` seconds.
+            WorkerDied: the process ended or did not finish in time.
 
         """
-        first = self._slots[0]
-        if not first.answers(timeout):
-            self._abort(first, f"it did not load within {timeout:g} s (load_timeout)")
-        answer = self._receive(first)
+        answer = self._loaded(timeout, build_timeout, tell)
         if isinstance(answer, Refused):
-            raise PackageRefused(answer.reason)
+            raise (AcceleratorMissing if answer.accelerator else PackageRefused)(answer.reason)
         assert isinstance(answer, Ready)  # the worker's own protocol
         self.provider, self.warm_up = answer.provider, answer.warm_up
         if self._call_timeout is None:
             self._call_timeout = max(LEAST_CALL_TIMEOUT, WARM_UPS_PER_CALL * answer.warm_up)
+
+    def _loaded(self, timeout: float, build_timeout: float | None, tell: Callable[[str], None]) -> object:
+        """Return what the worker says at the end of its loading."""
+        first, begin = self._slots[0], time.monotonic()
+        limit, setting = timeout, "load_timeout"
+        while True:
+            left = begin + limit - time.monotonic()
+            if left <= 0 or not first.answers(left):
+                self._abort(first, f"it did not load within {limit:g} s ({setting})")
+            answer = self._receive(first)
+            if not isinstance(answer, Progress):
+                return answer
+            tell(answer.text)
+            if answer.building and build_timeout is not None:
+                limit, setting = build_timeout, "build_timeout"
 
     def call(self, job: Job, inline: Pixels | None, slot: int = 0) -> tuple[Answer, bytes | None]:
         """Do a job; return the answer and the inline mask, if it has one.
@@ -214,6 +254,9 @@ class Worker:
         answer = self._receive(one)
         if isinstance(answer, Failure):
             raise answer.error(answer.text)
+        if isinstance(answer, Broken):
+            self.kill(f"its GPU failed: {answer.reason.rstrip('.')}")
+            raise self._died(one)
         assert isinstance(answer, Answer)
         return answer, os.pread(one.outbox, answer.inline_mask, 0) if answer.inline_mask else None
 

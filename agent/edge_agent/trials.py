@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from edge_agent.memory import MemoryLedger
 from edge_agent.packages import Found
 from edge_agent.supervisor import Spawner, Worker, WorkerDied
 from edge_agent.tuning import Candidate, CannotRun, Turn
+from edge_agent.ways import Ways
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,6 +69,7 @@ class Stand:
         self._size = manifest.image_size
         self._has_mask = manifest.stage.segmentation
         self._ledger = MemoryLedger(settings.memory_reserve)
+        self._ways = Ways(settings)
         self._opened = contextlib.ExitStack()
         # What our workers have computed, and what everybody and we ourselves had, and when, as it began.
         self._by_workers = 0.0
@@ -108,7 +110,7 @@ class Stand:
     def _loaded(self, candidate: Candidate) -> Iterator[Worker]:
         worker = Worker(self._spawner, self._found, self._options(candidate), self._of_model("call_timeout"))
         try:
-            worker.load(self._settings.load_timeout)
+            worker.load(self._settings.load_timeout, self._settings.build_timeout)
             yield worker
         except BaseException:
             worker.kill("the measurement was ended")  # else a call in hand would delay the end
@@ -123,8 +125,10 @@ class Stand:
         limit = self._of_model("memory_limit") or self._ledger.room()
         if limit <= 0:
             raise CannotRun("No memory is free above memory_reserve; stop another model.")
-        cpus = self._of_model("cpus")
-        return SessionOptions(candidate.threads, candidate.spinning, int(limit), candidate.slots, cpus)
+        cpus, name = self._of_model("cpus"), self._found.name
+        options = SessionOptions(candidate.threads, candidate.spinning, int(limit), candidate.slots, cpus)
+        first = self._ways.choose(name, self._found).first
+        return options if first == "cpu" else replace(options, accelerator=first, gpu=self._ways.gpu_options(name))
 
     def _of_model(self, key: str) -> Any:
         return self._settings.of_model(self._found.name, key)

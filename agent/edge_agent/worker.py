@@ -18,11 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import backends, bitmaps, graphs, malloc, packages
-from edge_agent.backends import InterruptibleSession
+from edge_agent.backends import InterruptibleSession, Tell
 from edge_agent.backends.timed import Timed
 from edge_agent.bitmaps import Image, MaskTarget
-from edge_agent.errors import EdgeAgentError, InferenceFailed, InferenceHung, PackageRefused
-from edge_agent.jobs import NUMBER, Answer, Failure, Job, Ready, Refused, SessionOptions, Verdict
+from edge_agent.errors import (
+    AcceleratorFailed,
+    AcceleratorMissing,
+    EdgeAgentError,
+    InferenceFailed,
+    InferenceHung,
+    PackageRefused,
+)
+from edge_agent.jobs import (
+    NUMBER,
+    Answer,
+    Broken,
+    Failure,
+    Job,
+    Progress,
+    Ready,
+    Refused,
+    SessionOptions,
+    Verdict,
+)
 from edge_agent.log import LIMITED
 from edge_agent.manifest import Manifest
 from edge_agent.packages import Found
@@ -36,7 +54,9 @@ OOM_SCORE = 500
 THREAD_SPACE = 72 << 20
 # Those besides the runtime's: one of ours, and one for a heap that is twice as large until it has been aligned.
 OTHER_THREADS = 2
-
+# What the agent gets to end a process whose GPU failed, so that it knows the cause before it sees the end.
+BROKEN_PATIENCE = 1.0
+BROKEN_EXIT = 70
 
 # Memory that is shared with the agent: for an inline image, and for an inline mask.
 Frames = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -51,8 +71,10 @@ def main(pipes: tuple[Connection, ...], found: Found, options: SessionOptions) -
         told = reduction.recv_handle(first)
         # Before the limit: they are the agent's memory, and not the model's.
         frames = [_frames(first) for _ in pipes]
-        limit_memory(options.memory_limit, (options.threads or os.cpu_count() or 1) + len(pipes) - 1)
-        model = _load(found, options, frames)
+        # CUDA reserves far more of the address space than it uses: as much as the GPU and the host have together.
+        limit = options.memory_limit if options.accelerator == "cpu" else 0
+        limit_memory(limit, (options.threads or os.cpu_count() or 1) + len(pipes) - 1)
+        model = _load(found, options, frames, _Teller(first).tell)
         if isinstance(model, Refused):
             first.send(model)
             return
@@ -69,7 +91,25 @@ def _serve(slot: "_Slot", pipe: Connection) -> None:
     """Answer a pipe's jobs until it is closed."""
     with contextlib.suppress(EOFError, OSError):  # the agent is gone
         while job := pipe.recv():
-            pipe.send(slot.answer(job))
+            answer = slot.answer(job)
+            pipe.send(answer)
+            if isinstance(answer, Broken):
+                # Nothing more is run in this process, nor taken down in order: both may hang.
+                time.sleep(BROKEN_PATIENCE)
+                os._exit(BROKEN_EXIT)
+
+
+class _Teller:
+    """Tells the agent how far the loading is, from any thread."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def tell(self, progress: Progress) -> None:
+        """Send it; where the agent is gone, another thread ends this process."""
+        with self._lock, contextlib.suppress(OSError):
+            self._pipe.send(progress)
 
 
 def limit_memory(limit: int, threads: int) -> None:
@@ -101,11 +141,13 @@ def _map(fd: int, protection: int) -> NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(fd, bitmaps.LARGEST_IMAGE, prot=protection), np.uint8)
 
 
-def _load(found: Found, options: SessionOptions, frames: list[Frames]) -> "_Model | Refused":
+def _load(found: Found, options: SessionOptions, frames: list[Frames], tell: Tell) -> "_Model | Refused":
     """Return the model, loaded and warmed up, or why there is none."""
     try:
         _keep_to(options.cpus)
-        return _Model(found, options, frames)
+        return _Model(found, options, frames, tell)
+    except (AcceleratorMissing, AcceleratorFailed) as refusal:
+        return Refused(str(refusal), accelerator=True)
     except PackageRefused as refusal:
         return Refused(str(refusal))
     except MemoryError:
@@ -138,13 +180,13 @@ def _end_with_parent() -> None:
 class _Model:
     """A loaded model and its slots."""
 
-    def __init__(self, found: Found, options: SessionOptions, frames: list[Frames]) -> None:
+    def __init__(self, found: Found, options: SessionOptions, frames: list[Frames], tell: Tell) -> None:
         package = found.package
         if package is None:
             raise PackageRefused(found.refusal)
         model = packages.read_model(package)
         _check_unchanged(found)
-        session = backends.open_session(model, options)
+        session = backends.open_session(model, options, tell)
         self.provider = session.provider
         threads = options.threads or len(options.cpus)
         self.slots = [_Slot(found.name, package.manifest, session.another(), threads, *one) for one in frames]
@@ -199,8 +241,11 @@ class _Slot:
                 self._ended = True
                 self._session.terminate()
 
-    def answer(self, job: Job) -> Answer | Failure:
-        """Do one job; whatever goes wrong becomes a Failure, so that the next job finds the worker in order."""
+    def answer(self, job: Job) -> Answer | Failure | Broken:
+        """Do one job; whatever goes wrong becomes a Failure, so that the next job finds the worker in order.
+
+        Only after a failure of the GPU, which is Broken, there is no next one.
+        """
         with self._lock:
             self._jobs += 1
             self._busy, self._ended = True, False
@@ -209,7 +254,7 @@ class _Slot:
             self._busy = False
         return answer
 
-    def _judge(self, job: Job) -> Answer | Failure:
+    def _judge(self, job: Job) -> Answer | Failure | Broken:
         try:
             return self._do(job)
         except EdgeAgentError as error:
@@ -218,6 +263,9 @@ class _Slot:
             if isinstance(error, InferenceFailed) and error.cause:
                 logger.warning("%s: the model failed on an image: %s", self._name, error.cause, extra=LIMITED)
             return Failure(type(error), str(error))
+        except AcceleratorFailed as failure:
+            logger.error("%s: the GPU failed, and the process ends: %s", self._name, failure)  # noqa: TRY400  (no traceback)
+            return Broken(str(failure))
         except MemoryError as error:
             logger.warning("%s: the model ran out of memory on an image: %s", self._name, error)
             return Failure(InferenceFailed, "The model ran out of memory on the image.")

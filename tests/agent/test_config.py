@@ -103,7 +103,35 @@ def test_settings_of_one_model(tmp_path):
     assert settings.of_model("part", "memory") is None
 
 
+def test_accelerators(tmp_path, monkeypatch):
+    settings = config.load()
+    assert (settings.accelerator, settings.fallback, settings.gpu, settings.precision) == (
+        "auto",
+        "never",
+        0,
+        "package",
+    )
+    assert (settings.gpu_memory_limit, settings.gpu_memory_reserve) == (None, 256 << 20)
+    assert (settings.cuda_graphs, settings.build_timeout, settings.engine_cache_size) == (True, 1800, 4 << 30)
+    text = "model_settings:\n  board: {accelerator: cpu, fallback: allowed, gpu: 1, gpu_memory: 2GiB, gpu_memory_limit: 3GiB}\n"
+    monkeypatch.setenv("EDGE_AGENT_ACCELERATOR", "cuda")
+    settings = config.load(written(tmp_path, text), {"precision": "fp16"})
+    keys = ("accelerator", "fallback", "gpu", "precision", "gpu_memory", "gpu_memory_limit")
+    assert [settings.of_model("board", key) for key in keys] == ["cpu", "allowed", 1, "fp16", 2 << 30, 3 << 30]
+    assert [settings.of_model("part", key) for key in keys] == ["cuda", "never", 0, "fp16", None, None]
+
+
 REFUSED = [
+    ("accelerator: gpu", {}, {}, ["accelerator in ", "'auto', 'cpu', 'cuda' or 'tensorrt'"]),
+    ("fallback: true", {}, {}, ["fallback in ", "'never' or 'allowed'"]),
+    ("", {"EDGE_AGENT_GPU": "-1"}, {}, ["EDGE_AGENT_GPU"]),
+    ("gpu: 64", {}, {}, ["gpu in "]),
+    ("gpu: yes", {}, {}, ["gpu in ", "true and false are none"]),
+    ("precision: fp32", {}, {}, ["precision in ", "'package', 'fp16' or 'int8'"]),
+    ("gpu_memory_limit: 0", {}, {}, ["gpu_memory_limit in ", "greater than 0"]),
+    ("build_timeout: .inf", {}, {}, ["build_timeout in "]),
+    ("build_timeout: 0", {}, {}, ["build_timeout in "]),
+    ("model_settings: {board: {accelerator: npu}}", {}, {}, ["model_settings.board.accelerator"]),
     # YAML, environment, flags, words of the refusal
     ("max_calls: 0", {}, {}, ["max_calls in ", "greater than or equal to 1"]),
     ("max_cals: 5", {}, {}, ["max_cals", "no such setting"]),

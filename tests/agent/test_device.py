@@ -88,19 +88,19 @@ def test_the_same_gpu_and_tensorrt_are_nothing_to_speak_of():
     assert device.check(Target("ARM64", options=FOR_ORIN), ORIN, strict=True) == ()
 
 
-@pytest.mark.parametrize(
-    ("target", "named"),
-    [
-        (Target("ARM64", "NVIDIA", options=FOR_ORIN), "NVIDIA"),
-        (Target("ARM64", "NVIDIA", "jetson_orin_nx", options={"gpu-code": "sm_87"}), "jetson_orin_nx"),
-    ],
-)
 @pytest.mark.parametrize("strict", [False, True])
-def test_accelerators_are_refused_also_where_they_are(target, named, strict):
-    assert refusal(target, ORIN, strict=strict) == (
-        f"The package was compiled for {named}; this agent runs models on the CPU only. "
-        "Compile it for a target platform without an accelerator."
-    )
+def test_accelerators_are_chosen_elsewhere(strict):
+    assert device.check(Target("ARM64", "NVIDIA", options=FOR_ORIN), ORIN, strict=strict) == ()
+    assert device.check(Target("ARM64", "NVIDIA", "jetson_orin_nx"), PI, strict=strict) == ()
+
+
+def test_tools_compare_with_the_processor_alone():
+    arch = "X86_64" if platform.machine() in device.MACHINES["X86_64"] else "ARM64"
+    other = {"X86_64": "ARM64", "ARM64": "X86_64"}[arch]
+    assert device.fit("board", None, True) == ()
+    assert device.fit("board", Target(arch, "NVIDIA"), True) == ()
+    with pytest.raises(PackageRefused, match=f"compiled for {other}"):
+        device.fit("board", Target(other), False)
 
 
 X86 = """\

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,8 @@ import pytest
 from click.testing import CliRunner
 
 from edge_agent import device, doctor, probe
+from edge_agent.accelerators import NO_CUDA, NO_DRIVER, NO_TENSORRT, ON_CPU, Here
+from edge_agent.accelerators import Gpu as AGpu
 from edge_agent.cli import command
 from edge_agent.config import Settings
 from edge_agent.device import Device
@@ -47,10 +50,7 @@ NVIDIA = {
     "accelerator": "NVIDIA",
     "compiler_options": {"gpu-code": "sm_87", "trt-ver": "10.3.0", "cuda-ver": "12.6"},
 }
-SENTENCE = (
-    "The package was compiled for NVIDIA; this agent runs models on the CPU only. "
-    "Compile it for a target platform without an accelerator."
-)
+SENTENCE = f"The package was compiled for NVIDIA, and there is no GPU for it: {NO_DRIVER} {ON_CPU}"
 CHANGED = "'mochi/model.onnx' was changed: its SHA-256 is not the one in package.files."
 ME = os.geteuid()
 
@@ -142,11 +142,12 @@ class TestCommand:
         assert found.keys() == KINDS.keys()
         assert {key for key, kind in KINDS.items() if not isinstance(found[key], kind)} == set()
         (board,) = found["packages"]
-        assert {key: board[key] for key in ("name", "version", "will_run", "reason")} == {
+        assert {key: board[key] for key in ("name", "version", "will_run", "reason", "accelerator")} == {
             "name": "board",
             "version": "0.0.0",
             "will_run": True,
             "reason": None,
+            "accelerator": "cpu",
         }
         assert set(found["cpu"]["features"]) == device.cpu_flags(device.CPUINFO)
         assert found["providers"]["used"][-1] == CPU
@@ -169,8 +170,9 @@ class TestCommand:
         lines = output.splitlines()
         assert output == click.unstyle(output), "colours are for terminals alone"
         assert [one for one in lines if one.isupper()] == ["DEVICE", "PACKAGES", "PLACES", "ROOM"]
-        assert "  ok      board     1.0.0 will run" in lines
-        (told,) = [one for one in lines if one.startswith("  warn    jetson    1.0.0 will not run: ")]
+        assert "  ok      board       1.0.0 will run on the CPU" in lines
+        assert f"  -       accelerator An accelerated package will not run: {NO_DRIVER.rstrip('.')}" in lines
+        (told,) = [one for one in lines if one.startswith("  warn    jetson      1.0.0 will not run: ")]
         assert SENTENCE in told
         assert told.endswith(" It was made for GPU sm_87 (here: none) and TensorRT 10.3.0 (here: none).")
         assert lines[lines.index(told) + 1].strip() == "-> Deploy a package that this device can run."
@@ -337,9 +339,32 @@ class TestPackages:
     def test_what_a_package_for_a_gpu_misses_here(self, tmp_path, here, misfits):
         packaged(tmp_path / "models" / "jetson", NVIDIA)
         settings = Settings(models=(tmp_path / "models",))
-        found = installed.look(settings, Answering(Path("/x"), "absent"), None, ME)
+        found = installed.look(settings, Answering(Path("/x"), "absent"), None, ME, Here())
         (finding,) = installed.judge(found, here)
         assert finding.text == f"1.0.0 will not run: {SENTENCE}" + (f" It was made for {misfits}." if misfits else "")
+
+    def test_what_each_runs_on(self, tmp_path):
+        for name, target in (("gpu", NVIDIA), ("mine", {"arch": ARCH})):
+            packaged(tmp_path / "models" / name, target)
+        packages.segmenter(tmp_path / "models" / "onnx")
+
+        def seen(here: Here, answers: str = "absent", **settings: str) -> dict[str, tuple[str | None, str]]:
+            settings_ = Settings(models=(tmp_path / "models",), **settings)
+            found = installed.look(settings_, Answering(Path("/x"), answers), None, ME, here)
+            texts = {one.label: one.text for one in installed.judge(found, Device("x86_64", frozenset()))}
+            return {one.name: (one.accelerator, texts[one.name].partition(";")[0]) for one in found.models}
+
+        everything = Here((AGpu(0, "L4", "sm_87"),), tensorrt_version="10.3.0", cuda_driver="12.6", no_gpu="")
+        assert seen(everything) == {
+            "gpu": ("tensorrt", "1.0.0 will run on TensorRT"),
+            "mine": ("cpu", "1.0.0 will run on the CPU"),
+            "onnx": ("cuda", "0.0.0 will run on CUDA"),
+        }
+        assert seen(replace(everything, no_tensorrt=NO_TENSORRT))["gpu"] == ("cuda", "1.0.0 will run on CUDA")
+        told = seen(Here(), fallback="allowed")
+        assert told["gpu"] == ("cpu", "1.0.0 will run on the CPU")
+        assert told["onnx"] == ("cpu", "0.0.0 will run on the CPU")
+        assert seen(Here())["gpu"][0] is None
 
     @pytest.mark.usefixtures("two_users")
     @pytest.mark.two_uids
@@ -680,7 +705,27 @@ class TestHardware:
     def test_a_driver_that_does_not_answer_is_one(self):
         (found,) = hardware.gpu(self.device(gpus=Gpus(absent=("It hangs.",), broken=True)))
         assert (found.mark, found.text) == ("warn", "It hangs.")
-        assert "run on the CPU meanwhile" in found.cure
+        assert "Models made for a processor run meanwhile" in found.cure
+
+    @pytest.mark.parametrize(
+        ("here", "fallback", "mark", "text"),
+        [
+            (Here(), "never", "none", f"will not run: {NO_DRIVER.rstrip('.')}"),
+            (Here(), "allowed", "ok", f"will run on the CPU, since it cannot run on a GPU: {NO_DRIVER.rstrip('.')}"),
+            (Here((AGpu(0),), no_gpu=""), "never", "ok", "will run on TensorRT, or else on CUDA"),
+            (Here((AGpu(0),), no_gpu=""), "allowed", "ok", "will run on TensorRT, or else on CUDA, or else on the CPU"),
+            (
+                Here((AGpu(0),), no_gpu="", no_cuda=NO_CUDA, no_tensorrt=NO_TENSORRT),
+                "never",
+                "warn",
+                f"will not run: {NO_CUDA.rstrip('.')}",
+            ),
+        ],
+    )
+    def test_what_an_accelerated_package_runs_on(self, here, fallback, mark, text):
+        found = hardware.accelerated(Settings(fallback=fallback), here)
+        assert (found.mark, found.text) == (mark, f"An accelerated package {text}")
+        assert found.cure == (ON_CPU if mark == "warn" else "")
 
     def test_a_gpu(self):
         gpus = Gpus((Gpu(0, "L4", (8, 9), 24 << 30, 20 << 30),), "550.54.15", "12.4")

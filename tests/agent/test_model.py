@@ -69,6 +69,22 @@ def test_a_start_that_has_waited_for_the_disk_has_seen_the_last_of_it(folder):
     assert not changed(starting)
 
 
+def test_word_of_a_load_that_is_old_says_so(folder, monkeypatch):
+    """A runtime may keep its process from telling more, and the clients poll for minutes."""
+    now = [100.0]
+    monkeypatch.setattr("edge_agent.model.time.monotonic", lambda: now[0])
+    starting = model(version(folder, 0.1), State.STARTING)
+    starting._tell("TensorRT prepares the model.")
+    assert starting.describe()[1].startswith("TensorRT prepares the model. No `package`")
+    now[0] += 42
+    assert starting.describe()[1].startswith("TensorRT prepares the model. That was 42 s ago. ")
+    starting._tell("TensorRT prepares the model: 43 s so far.")
+    assert "ago" not in starting.describe()[1]
+    now[0] += 42
+    starting._move(State.RUNNING, "loaded")
+    assert "ago" not in starting.describe()[1]
+
+
 class Serving:
     """What serves the calls, as far as a swap asks for it."""
 
@@ -76,6 +92,7 @@ class Serving:
         self.found = found
         self.took_over = took_over
         self.note = ""
+        self.worker = None
         self.announced: list[Found | None] = []
         self.takes = True
 

@@ -57,6 +57,23 @@ class TestMemory:
         ledger.settle("a")
         ledger.admit("b", 500)
 
+    @pytest.mark.parametrize(
+        ("what", "words"),
+        [
+            (
+                (),
+                "about 1 MiB of memory; 0 MiB are free above the reserve. Stop another model, or lower memory_reserve.",
+            ),
+            (
+                ("GPU memory",),
+                "of GPU memory; 0 MiB are free above the reserve. Stop another model, or lower gpu_memory_reserve.",
+            ),
+        ],
+    )
+    def test_the_reserve_is_named(self, what, words):
+        with pytest.raises(NotEnoughMemory, match=re.escape(words)):
+            MemoryLedger(5, lambda: 4, *what).admit("a", 1)
+
     def test_what_is_set_aside_for_a_model_is_room_for_it(self):
         ledger = MemoryLedger(reserve=100, free=lambda: 1000)
         ledger.admit("a", 300)

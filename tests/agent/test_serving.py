@@ -5,14 +5,17 @@ Each worker that a model was given must have been released, once and after its e
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edge_agent import manifest, serving
+from edge_agent.accelerators import ON_CPU, Failed
 from edge_agent.budget import MOST_DEATHS, RestartBudget
 from edge_agent.calls import CallQueue, Turn
 from edge_agent.errors import (
+    AcceleratorMissing,
     CannotKeepUp,
     EdgeAgentError,
     Expired,
@@ -25,7 +28,8 @@ from edge_agent.errors import (
 from edge_agent.jobs import Answer, SessionOptions, Verdict
 from edge_agent.metrics import Metrics
 from edge_agent.packages import Found, Package
-from edge_agent.serving import Serving, Starter
+from edge_agent.plan import Plan
+from edge_agent.serving import Limits, Serving, Starter
 from edge_agent.supervisor import WorkerDied
 from support import packages
 from support.waiting import until
@@ -688,13 +692,16 @@ class Loading:
     """A worker that loads for as long as the test wants."""
 
     def __init__(self) -> None:
+        self.accelerator = "cpu"
+        self.fallback = ""
         self.seen: list[str] = []
         self.loads = threading.Event()
         self._end = threading.Event()
         self._error: Exception | None = None
 
-    def load(self, timeout: float) -> None:
-        self.seen.append(f"load within {timeout:g} s")
+    def load(self, timeout: float, build_timeout: float, tell: Callable[[str], None]) -> None:
+        self.seen.append(f"load within {timeout:g} s, or {build_timeout:g} s")
+        self.tell = tell
         self.loads.set()
         assert self._end.wait(30)
         if self._error:
@@ -730,7 +737,8 @@ class TestStarter:
     @pytest.fixture
     def starter(self):
         self.metrics = Metrics()
-        return Starter("board", None, lambda _: SessionOptions(), 300, None, self.metrics)
+        self.plan = Plan((SessionOptions(),))
+        return Starter("board", None, lambda _: self.plan, Limits(300, 1800, None), self.metrics)
 
     def in_thread(self, starter: Starter) -> tuple[threading.Thread, list]:
         came: list = []
@@ -754,7 +762,7 @@ class TestStarter:
         made[0].end()
         thread.join(30)
         assert came == made
-        assert made[0].seen == ["load within 300 s"]
+        assert made[0].seen == ["load within 300 s, or 1800 s"]
         assert self.started() == 1
 
     def test_a_package_that_was_refused_starts_nothing(self, starter, made):
@@ -768,7 +776,7 @@ class TestStarter:
         made[0].end(WorkerDied(SIGNAL))
         thread.join(30)
         assert came == [SIGNAL]
-        assert made[0].seen == ["load within 300 s", "stop", "release"]
+        assert made[0].seen == ["load within 300 s, or 1800 s", "stop", "release"]
 
     def test_the_end_kills_what_is_being_loaded(self, starter, made):
         thread, came = self.in_thread(starter)
@@ -776,7 +784,7 @@ class TestStarter:
         starter.end("the agent ends")
         thread.join(30)
         assert came == ["the agent ends"]
-        assert made[0].seen == ["load within 300 s", "kill: the agent ends", "stop", "release"]
+        assert made[0].seen == ["load within 300 s, or 1800 s", "kill: the agent ends", "stop", "release"]
 
     def test_after_the_end_nothing_stays(self, starter, made):
         starter.end("the agent ends")
@@ -785,3 +793,99 @@ class TestStarter:
         assert came == ["the agent ends"]
         assert made[0].seen[0] == "kill: the agent ends"
         assert made[0].seen[-1] == "release"
+
+    def test_what_is_done_is_told(self, made):
+        said: list[str] = []
+        starter = Starter(
+            "board", None, lambda _: Plan((SessionOptions(),)), Limits(300, 1800, 5.0), Metrics(), said.append
+        )
+        thread, _ = self.in_thread(starter)
+        until(lambda: made and made[0].loads.is_set(), "it loads")
+        made[0].tell("Building the engine.")
+        made[0].end()
+        thread.join(30)
+        assert said == ["Building the engine."]
+
+
+NO_ENGINE = "TensorRT cannot take the model."
+
+
+class TestWays:
+    """A package that has several ways to run, of which some do not work."""
+
+    def starter(self, monkeypatch, *ways: str, failed: tuple[Failed, ...] = (), **fails: Exception) -> Starter:
+        """Return a starter with ways to run a package; a way that `fails` does so with each worker."""
+        self.fails = dict(fails)
+        self.tried: list[str] = []
+        self.metrics = Metrics()
+        self.plan = Plan(tuple(SessionOptions(accelerator=one) for one in ways), failed)
+
+        def make(_: object, _found: Found, options: SessionOptions, call_timeout: float | None) -> Loading:
+            self.tried.append(options.accelerator)
+            worker = Loading()
+            worker.accelerator = options.accelerator
+            worker.end(self.fails.get(options.accelerator))
+            return worker
+
+        monkeypatch.setattr(serving, "Worker", make)
+        return Starter("board", None, lambda _: self.plan, Limits(300, 1800, None), self.metrics)
+
+    def fell_back(self) -> int:
+        return self.metrics.snapshot()["workers"].get("board", {}).get("fell_back", 0)
+
+    def test_the_first_that_works(self, monkeypatch):
+        worker = self.starter(monkeypatch, "tensorrt", "cuda").start(found("1"))
+        assert (self.tried, worker.fallback, self.fell_back()) == (["tensorrt"], "", 0)
+
+    def test_the_next_where_one_does_not(self, monkeypatch):
+        worker = self.starter(monkeypatch, "tensorrt", "cuda", tensorrt=AcceleratorMissing(NO_ENGINE)).start(found("1"))
+        assert self.tried == ["tensorrt", "cuda"]
+        assert worker.fallback == f"Runs on CUDA, since it cannot run on TensorRT: {NO_ENGINE}"
+        assert self.fell_back() == 1
+
+    def test_what_was_known_before_is_told_too(self, monkeypatch):
+        starter = self.starter(monkeypatch, "cpu", failed=(Failed("a GPU", "There is none."),))
+        assert starter.start(found("1")).fallback == "Runs on the CPU, since it cannot run on a GPU: There is none."
+        assert self.fell_back() == 1
+
+    def test_none_works(self, monkeypatch):
+        fails = {"tensorrt": AcceleratorMissing(NO_ENGINE), "cuda": AcceleratorMissing("No memory")}
+        with pytest.raises(PackageRefused) as refused:
+            self.starter(monkeypatch, "tensorrt", "cuda", **fails).start(found("1"))
+        assert str(refused.value) == (f"The model cannot run on TensorRT: {NO_ENGINE} Nor on CUDA: No memory. {ON_CPU}")
+        assert self.fell_back() == 0
+
+    @pytest.mark.parametrize("error", [PackageRefused("It is no ONNX."), WorkerDied(SIGNAL)])
+    def test_what_is_no_matter_of_the_accelerator_ends_it(self, monkeypatch, error):
+        with pytest.raises(type(error)):
+            self.starter(monkeypatch, "tensorrt", "cpu", tensorrt=error).start(found("1"))
+        assert self.tried == ["tensorrt"]
+
+    def test_the_cpu_is_the_last(self, monkeypatch):
+        with pytest.raises(AcceleratorMissing, match="odd"):
+            self.starter(monkeypatch, "cpu", cpu=AcceleratorMissing("odd")).start(found("1"))
+
+    def test_a_restart_begins_with_what_worked(self, monkeypatch):
+        starter = self.starter(monkeypatch, "tensorrt", "cuda", "cpu", tensorrt=AcceleratorMissing(NO_ENGINE))
+        starter.start(found("1"))
+        self.fails = {"cuda": AcceleratorMissing("No memory.")}
+        worker = starter.start(found("1"))
+        assert self.tried == ["tensorrt", "cuda", "cuda", "cpu"]
+        assert worker.fallback == (
+            f"Runs on the CPU, since it cannot run on TensorRT: {NO_ENGINE} Nor on CUDA: No memory."
+        )
+
+    def test_another_package_has_all_its_ways(self, monkeypatch):
+        starter = self.starter(monkeypatch, "tensorrt", "cuda", tensorrt=AcceleratorMissing(NO_ENGINE))
+        starter.start(found("1"))
+        self.fails = {}
+        other = replace(found("2"), signature=(("manifest.json", 1, 2, 3, 4, 5, 6),))
+        assert starter.start(other).fallback == ""
+        assert self.tried == ["tensorrt", "cuda", "tensorrt"]
+
+    def test_what_worked_may_be_no_way_any_more(self, monkeypatch):
+        starter = self.starter(monkeypatch, "cuda")
+        starter.start(found("1"))
+        self.plan = Plan((SessionOptions(),))
+        starter.start(found("1"))
+        assert self.tried == ["cuda", "cpu"]

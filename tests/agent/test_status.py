@@ -34,7 +34,16 @@ CALLS = [
 FOUND = {
     "agent": {"pid": os.getpid(), "version": "1.3.0", "started": "2026-01-02T03:04:05Z", "socket": SOCKET},
     "models": [
-        {"model": "board", "version": "2.0.0", "state": "RUNNING", "message": "", "provider": "CPU", "worker_pid": 7},
+        {
+            "model": "board",
+            "version": "2.0.0",
+            "state": "RUNNING",
+            "message": "",
+            "provider": "CPU",
+            "accelerator": "cpu",
+            "fallback": "Runs on the CPU, since it cannot run on CUDA.",
+            "worker_pid": 7,
+        },
         {"model": "part", "version": "1.0.0", "state": "FAILED", "message": "no", "provider": None, "worker_pid": None},
     ],
     "calls": CALLS,
@@ -152,9 +161,9 @@ class TestCommand:
         assert code == 0
         assert click.unstyle(output).splitlines() == [
             f"Edge Agent 1.3.0, pid {os.getpid()}, since 2026-01-02T03:04:05Z, on {SOCKET}",
-            "MODEL  VERSION  STATUS   CALLS  FAILED  STARTED  DIED  HUNG  SWAPPED",
-            "board  2.0.0    RUNNING   1203       3        4     3     1        1",
-            "part   1.0.0    FAILED       0       0        0     0     0        0",
+            "MODEL  VERSION  STATUS   RUNS ON         CALLS  FAILED  STARTED  DIED  HUNG  SWAPPED",
+            "board  2.0.0    RUNNING  cpu (fallback)   1203       3        4     3     1        1",
+            "part   1.0.0    FAILED   -                   0       0        0     0     0        0",
         ]
 
     def test_json(self, tmp_path, kept):
@@ -292,7 +301,7 @@ class TestOfAnAgent:
             assert found["models"][0]["worker_pid"] in (None, *agent.workers())
             lines = click.unstyle(self.status_of(agent).stdout).splitlines()
             assert lines[0].startswith("Edge Agent ")
-            assert lines[2].split() == ["board", "0.0.0", "RUNNING", "4", "1", "2", "1", "0", "0"]
+            assert lines[2].split() == ["board", "0.0.0", "RUNNING", "cpu", "4", "1", "2", "1", "0", "0"]
             assert agent.stop() == 0
             assert "has ended" in self.status_of(agent).stderr
 

@@ -1,12 +1,21 @@
-"""Starting workers where the agent has no files left: a refusal in words, and no worker lost that there is."""
+"""Starting workers where the agent has no files left: a refusal in words, and no worker lost that there is.
+
+And how long one may take that says all the time what it does.
+"""
 
 import os
 import subprocess
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
+from edge_agent.errors import AcceleratorMissing, PackageRefused
+from edge_agent.jobs import Progress, Ready, Refused
 from edge_agent.service import NO_FILES
+from edge_agent.supervisor import Worker, WorkerDied
 from support import packages
 from support.agent import PLENTY, serving
 from support.calls import INTERNAL, OK, outcome, picture, request
@@ -61,3 +70,53 @@ def test_a_start_without_files_costs_no_other_worker(agent, spare):
 
 def test_it_starts_when_there_are_files_again(agent):
     agent.run_model("part")
+
+
+class TestLoading:
+    """What a worker says while it loads; the process is made up."""
+
+    def worker(self, says: Iterator[object], pause: float = 0.0) -> Worker:
+        def answers(left: float) -> bool:
+            time.sleep(min(pause, left))
+            return pause <= left
+
+        def abort(_: object, cause: str) -> None:
+            raise WorkerDied(cause)
+
+        made = object.__new__(Worker)
+        made._slots = [SimpleNamespace(answers=answers, pipe=SimpleNamespace(recv=lambda: next(says)))]
+        made._abort = abort
+        made._call_timeout = None
+        return made
+
+    def test_is_told(self):
+        said: list[str] = []
+        worker = self.worker(iter([Progress("One."), Progress("Two.", building=True), Ready("A GPU", 0.5)]))
+        worker.load(5, 10, said.append)
+        assert (said, worker.provider, worker.warm_up) == (["One.", "Two."], "A GPU", 0.5)
+
+    @pytest.mark.parametrize(
+        ("building", "limits", "seconds"),
+        [
+            (False, (0.3, 60.0), "0.3 s (load_timeout)"),
+            (True, (0.1, 0.4), "0.4 s (build_timeout)"),
+            (True, (0.3, None), "0.3 s (load_timeout)"),
+        ],
+    )
+    def test_has_an_end(self, building, limits, seconds):
+        begin = time.monotonic()
+        says = iter(lambda: Progress("Busy.", building=building), None)
+        with pytest.raises(WorkerDied) as died:
+            self.worker(says, pause=0.01).load(*limits)
+        assert str(died.value) == f"it did not load within {seconds}"
+        assert time.monotonic() - begin >= float(seconds.partition(" ")[0])
+
+    def test_a_build_may_take_longer_than_a_load(self):
+        says = iter([Progress("Busy.", building=True)] * 20 + [Ready("A GPU", 0.1)])
+        self.worker(says, pause=0.01).load(0.05, 60)
+
+    @pytest.mark.parametrize(("accelerator", "kind"), [(True, AcceleratorMissing), (False, PackageRefused)])
+    def test_a_refusal_says_whether_it_is_the_accelerators(self, accelerator, kind):
+        with pytest.raises(PackageRefused, match="no engine") as refused:
+            self.worker(iter([Refused("no engine", accelerator)])).load(5)
+        assert type(refused.value) is kind

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from edge_agent import config
 from edge_agent import packages as package_rules
 from edge_agent._proto import edge_agent_pb2 as pb2
+from edge_agent.accelerators import Gpu, Here
 from edge_agent.cli import outcome as output
 from edge_agent.cli.deployed import NotDeployed, deployed, living
 from edge_agent.state import StateFolder
@@ -37,6 +39,7 @@ from edge_agent.tuning import (
     compete,
     plan,
 )
+from edge_agent.ways import Ways
 from support import broken, packages
 from support.agent import descendants, environment, serving
 from support.users import I_AM_ROOT, OTHER
@@ -258,6 +261,16 @@ class TestStand:
         board = look(packages.segmenter(tmp_path / "board"))
         with Stand(board, settings, 0.02) as stand, pytest.raises(CannotRun, match="memory_reserve"):
             stand.turn(ONE)
+
+    def test_it_is_run_on_what_the_agent_would_run_it_on(self, tmp_path):
+        board = look(packages.segmenter(tmp_path / "board"))
+        here = Here((Gpu(0, "Imaginary L4", "sm_89"),), "550.54.15", no_gpu="")
+        settings = config.load(flags={"state_dir": tmp_path / "state"})
+        stand = Stand(board, settings, 0.02)
+        assert stand._options(SLOTS).accelerator == "cpu"
+        stand._ways = Ways(settings, SimpleNamespace(here=lambda: here))
+        options = stand._options(SLOTS)
+        assert (options.accelerator, options.gpu.code, options.slots) == ("cuda", "sm_89", SLOTS.slots)
 
 
 def zipped(package: Path, target: Path) -> Path:

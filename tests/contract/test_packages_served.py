@@ -17,6 +17,7 @@ from onnx import TensorProto
 
 from edge_agent import backends, block, device, graphs, packages
 from edge_agent._proto import edge_agent_pb2 as pb2
+from edge_agent.accelerators import NO_DRIVER, ON_CPU
 from edge_agent.jobs import SessionOptions
 from edge_agent.pipeline import Pipeline
 from model_packager import destinations, packaging, writing
@@ -183,7 +184,7 @@ MISSING = next(
 )
 NVIDIA = {"accelerator": "NVIDIA", "compiler_options": {"gpu-code": "sm_87", "trt-ver": "10.3.0"}}
 NO_INSTRUCTION = "this device's processor lacks that. Compile it with an mcpu that this device has."
-NO_ACCELERATOR = "this agent runs models on the CPU only. Compile it for a target platform without an accelerator."
+NO_GPU = f"and there is no GPU for it: {NO_DRIVER} {ON_CPU}"
 NOTE = "The package was compiled for GPU sm_87 (here: none) and TensorRT 10.3.0 (here: none)."
 # Component -> what its target says, and the sentence that refuses it.
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
@@ -197,9 +198,9 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     ),
     "jetson": (
         {**NVIDIA, "device": "jetson_orin_nx"},
-        f"The package was compiled for jetson_orin_nx; {NO_ACCELERATOR}",
+        f"The package was compiled for jetson_orin_nx, {NO_GPU}",
     ),
-    "nvidia": (NVIDIA, f"The package was compiled for NVIDIA; {NO_ACCELERATOR}"),
+    "nvidia": (NVIDIA, f"The package was compiled for NVIDIA, {NO_GPU}"),
 }
 
 

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.errors import AcceleratorMissing, shown
 from edge_agent.jobs import Progress, SessionOptions
 from edge_agent.packages import ModelFiles
-
 
 # Told what is being done while a model is loaded: what takes long says so at least every 10 s.
 Tell = Callable[[Progress], None]
@@ -23,6 +23,8 @@ class Session(Protocol):
 
     def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
         """Return the model's outputs, in the model's order, for one C-contiguous input of the model's shape.
+
+        The next run may overwrite them.
 
         Raises:
             InferenceFailed: the runtime refused the input or failed on it, or the run was ended.
@@ -55,11 +57,24 @@ def open_session(model: ModelFiles, options: SessionOptions, tell: Tell = lambda
     from edge_agent.backends import onnxruntime
 
     if options.accelerator != "cpu":
-        # GPUs are counted as nvidia-smi does, and not from the fastest on (CUDA C++ Programming Guide, "Environment Variables").
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        _count_as_nvidia_smi()
     if options.accelerator == "tensorrt":
         from edge_agent.backends import tensorrt
 
         if tensorrt.installed():
             return tensorrt.TensorRtSession(model, options, tell)
     return onnxruntime.OrtSession(model, options, tell)
+
+
+def _count_as_nvidia_smi() -> None:
+    """Have CUDA count GPUs as nvidia-smi does, and not from the fastest on; raise AcceleratorMissing where it cannot.
+
+    CUDA C++ Programming Guide, "Environment Variables".
+    """
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.split(",") != [str(number) for number in range(visible.count(",") + 1)]:
+        raise AcceleratorMissing(
+            f"CUDA_VISIBLE_DEVICES is {shown(visible)}, so that CUDA counts GPUs otherwise than nvidia-smi; unset it for "
+            "the agent, and choose the GPU by the setting `gpu`."
+        )

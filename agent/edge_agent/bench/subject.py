@@ -55,12 +55,14 @@ class Subject:
         return address.target(str(self.socket))
 
     def beside(self, package: Path | None) -> Beside | None:
-        """Return the bare model, None where nobody says where it is.
+        """Return the bare model, None where nobody says where it is, and for a model that is not run on the CPU.
 
         Whoever names a `package` vouches for it and its owner; of one that the agent names, only root and this user may
         be the owner: else a user could have another one load what he likes.
         """
         told = self.status.model()
+        if told.get("accelerator", "cpu") != "cpu":
+            return None
         options = {key: value for key, value in (told.get("options") or {}).items() if key in OPTIONS}
         if package:
             return Beside(package.absolute(), package.stat().st_uid, options)
@@ -78,7 +80,9 @@ def unknown(subject: Subject, beside: Beside | None) -> Iterator[str]:
         yield f"The agent's own times of its stages are not known: {subject.status.why_not}."
     elif not subject.status.sums():
         yield "The agent's own times of its stages are not known: it does not tell them."
-    if not beside:
+    if subject.status.model().get("accelerator", "cpu") != "cpu":
+        yield "There is no comparison with the bare model, which is made on the CPU only."
+    elif not beside:
         yield "There is no comparison with the bare model, whose package is not known; name it with --package."
     if not subject.agent:
         yield "The agent's processes cannot be seen from here, so their processors and memory are not known."

@@ -1,6 +1,8 @@
-"""`edge-agent component`: looks at Greengrass components before they reach a device."""
+"""`edge-agent component`: makes the agent's Greengrass component, and looks at components before they reach a device."""
 
 import json
+import platform as machine
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,14 +12,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_agent.errors import printable
+from edge_agent.errors import extra, printable
 from edge_agent.files import read_regular
 
 if TYPE_CHECKING:
+    from model_packager.agent_component import Built
     from model_packager.linting import Finding, Nucleus
 
 BAD_ARGUMENTS = 2
 COLOURS = {"error": "red", "warning": "yellow"}
+# What this machine calls its processor -> what Greengrass does.
+PLATFORMS = {"x86_64": "amd64", "aarch64": "aarch64", "arm64": "aarch64"}
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+# Stands for the bucket in recipes, as it does for gdk.
+BUCKET = "BUCKET_NAME"
 
 
 class _Unreadable(click.ClickException):
@@ -26,7 +34,7 @@ class _Unreadable(click.ClickException):
 
 @click.group()
 def component() -> None:
-    """Look at Greengrass components before they reach a device."""
+    """Make the agent's Greengrass component; look at components before they reach a device."""
 
 
 @component.command()
@@ -63,6 +71,120 @@ def lint(recipes: tuple[Path, ...], nucleus: "Nucleus", as_json: bool) -> None:
         click.echo(_summary([one for _, findings in found for one in findings], len(found)))
     if any(one.severity == "error" for _, findings in found for one in findings):
         sys.exit(1)
+
+
+def _bucket(_: click.Context, __: click.Parameter, value: str) -> str:
+    if value != BUCKET and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", value):
+        raise click.BadParameter("write the name of an S3 bucket, of 3 to 63 small letters, digits, dots and hyphens")
+    return value
+
+
+@component.command()
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder that gets recipes/ and artifacts/; what it has already stays.",
+)
+@click.option(
+    "--platform",
+    "platforms",
+    multiple=True,
+    type=click.Choice(sorted(set(PLATFORMS.values()))),
+    help="Processor of the devices; may be repeated. Default: this machine's.",
+)
+@click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    type=click.Choice(PYTHONS),
+    help="Python of the devices; may be repeated. Default: the one that runs this.",
+)
+@click.option(
+    "--variant",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="The runtime: for the CPU, or for NVIDIA GPUs, too.",
+)
+@click.option(
+    "--nucleus",
+    type=click.Choice(["java", "lite", "both"]),
+    default="both",
+    show_default=True,
+    help="The nucleus that the recipe must be right for.",
+)
+@click.option(
+    "--zip",
+    "zipped",
+    is_flag=True,
+    help="Make one artifact of all wheels for a platform: a short recipe, for nucleus lite.",
+)
+@click.option(
+    "--bucket",
+    default=BUCKET,
+    show_default=True,
+    callback=_bucket,
+    metavar="NAME",
+    help="The S3 bucket that the recipe names, for deployments from the cloud.",
+)
+@click.option(
+    "--gdk", is_flag=True, help="Call the recipe recipes/recipe.yaml, as `gdk component publish` looks for it."
+)
+def build(
+    output: Path,
+    platforms: tuple[str, ...],
+    pythons: tuple[str, ...],
+    variant: str,
+    nucleus: "Nucleus",
+    zipped: bool,
+    bucket: str,
+    gdk: bool,
+) -> None:
+    """Build the agent's component in a checkout: what a deployment takes as it is, and a device installs offline.
+
+    pip fetches the wheels for the devices, in the versions of the checkout. The same checkout gives the same bytes.
+    """
+    try:
+        from model_packager import agent_component
+        from model_packager.wheels import Kind
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"Building needs the package `{error.name}`; {extra('cpu')}.") from None
+    from model_packager.errors import PackagingRefused
+
+    kinds = tuple(Kind(one, python) for one in _platforms(platforms) for python in _pythons(pythons))
+    order = agent_component.Order(output, kinds, variant, nucleus, bucket, zipped, gdk)
+    try:
+        checkout = agent_component.find_checkout(Path.cwd(), Path(__file__).resolve().parent)
+        built = agent_component.build(order, checkout, lambda line: click.echo(printable(line), err=True))
+    except PackagingRefused as refusal:
+        raise click.ClickException(printable(str(refusal))) from None
+    _tell(built, nucleus)
+
+
+def _platforms(given: Sequence[str]) -> list[str]:
+    here = PLATFORMS.get(machine.machine())
+    if not given and here is None:
+        raise click.UsageError(
+            f"This machine is a {machine.machine()}, which the agent has no wheels for; give --platform."
+        )
+    return sorted(set(given or [str(here)]))
+
+
+def _pythons(given: Sequence[str]) -> list[str]:
+    return sorted(set(given or [f"{sys.version_info[0]}.{sys.version_info[1]}"]), key=PYTHONS.index)
+
+
+def _tell(built: "Built", nucleus: "Nucleus") -> None:
+    click.echo(f"{printable(str(built.recipe))}: {built.recipe_size} bytes")
+    click.echo(f"{printable(str(built.artifacts))}: {_plural(built.wheels, 'wheel')}, {built.size / 1e6:.0f} MB in all")
+    if nucleus != "java" and not built.fits_lite:
+        click.echo(
+            f"For local deployments only on nucleus lite: from the cloud the recipe comes with digests, as {built.cloud_size} bytes "
+            "of the 8196 that it reads; --zip makes a shorter one.",
+            err=True,
+        )
 
 
 def _read(path: Path, most: int) -> bytes:

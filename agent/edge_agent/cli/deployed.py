@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edge_agent.errors import AgentRefused, printable, shown
 from edge_agent.packages import Found, Rules
 from edge_agent.registry import Registry
 from edge_agent.state import StateFolder
+from edge_agent.ways import Ways
 
 LONGEST = 64 << 20
 
@@ -67,7 +69,7 @@ def deployed(
         told: what a living agent tells of its models, which counts where the settings name no source.
 
     """
-    rules = Rules({*settings.trusted_uids, owner}, settings.package_rules.strict_target)
+    rules = replace(Ways(settings).rules(), trusted_uids={*settings.trusted_uids, owner})
     with tempfile.TemporaryDirectory(prefix="edge-agent-packages-") as unpacked:
         found, names = _in_sources(name, package, settings, rules, Path(unpacked))
         if found is None and package is None and name in told:
@@ -88,17 +90,17 @@ def _in_sources(
     if package:
         catalog = Catalog((package,), rules)
     else:
-        catalog = Catalog(settings.models, rules, _registry(settings, rules, unpacked), settings.scan)
+        catalog = Catalog(settings.models, rules, registry_of(settings, rules.trusted_uids, unpacked), settings.scan)
     by_name = catalog.look()
     return by_name[name][0] if name in by_name else None, by_name
 
 
-def _registry(settings: Settings, rules: Rules, unpacked: Path) -> Registry | None:
+def registry_of(settings: Settings, trusted_uids: Collection[int], unpacked: Path) -> Registry | None:
     """Return the registry, to look at; zips are unpacked into a folder of our own, since the agent uses its own."""
     if settings.registry is None or not settings.registry.is_dir():
         return None
     folder = settings.registry.absolute()
-    return Registry(folder, settings.socket_group, settings.allowed_roots, rules.trusted_uids, unpacked)
+    return Registry(folder, settings.socket_group, settings.allowed_roots, trusted_uids, unpacked)
 
 
 def _where_it_says(name: str, told: Mapping[str, Any], rules: Rules) -> Found | None:

@@ -31,7 +31,21 @@ class _BadArguments(click.ClickException):
     exit_code = BAD_ARGUMENTS
 
 
-@click.group()
+class _Commands(click.Group):
+    """The commands of this module, and one whose module is imported when it is run: it takes what the agent takes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "prebuild"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "prebuild":
+            from edge_agent.cli.prebuild import prebuild
+
+            return prebuild
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands)
 def package() -> None:
     """Make model components: from training outputs, components, and ONNX, for a named target.
 

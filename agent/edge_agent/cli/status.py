@@ -13,6 +13,7 @@ from edge_agent.errors import AgentRefused, printable
 
 LONGEST = 64 << 20
 EVENTS = ("started", "died", "hung", "swapped")
+FALLBACK = " (fallback)"
 
 
 @click.command()
@@ -62,9 +63,9 @@ def _shown(found: dict[str, Any]) -> str:
     """Return the status for people."""
     agent = {key: printable(str(value)) for key, value in found["agent"].items()}
     lines = [f"Edge Agent {agent['version']}, pid {agent['pid']}, since {agent['started']}, on {agent['socket']}"]
-    heads = ("MODEL", "VERSION", "STATUS", "CALLS", "FAILED", *map(str.upper, EVENTS))
+    heads = ("MODEL", "VERSION", "STATUS", "RUNS ON", "CALLS", "FAILED", *map(str.upper, EVENTS))
     rows = _rows(found)
-    lines.append(table(heads, rows, range(3, 3 + 2 + len(EVENTS))) if rows else "No models are deployed.")
+    lines.append(table(heads, rows, range(4, 4 + 2 + len(EVENTS))) if rows else "No models are deployed.")
     return "\n".join(lines)
 
 
@@ -79,9 +80,15 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
                 printable(model["model"]),
                 printable(model["version"]),
                 click.style(printable(model["state"]), STATUS_COLOURS.get(model["state"])),
+                _runs_on(model),
                 str(sum(one["count"] for one in calls)),
                 str(failed),
                 *(str(int(events.get(event, 0))) for event in EVENTS),
             )
         )
     return rows
+
+
+def _runs_on(model: dict[str, Any]) -> str:
+    """Return what a model runs on, and whether it fell back to that; an older agent does not tell."""
+    return printable(str(model.get("accelerator") or "-")) + (FALLBACK if model.get("fallback") else "")

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edge_agent import bitmaps, probe
+from edge_agent import bitmaps, gpus, probe
 from edge_agent.config import Settings
 from edge_agent.doctor import hardware, installed, places, room
 from edge_agent.doctor.report import Finding, Report
@@ -27,16 +27,17 @@ def examine(settings: Settings, warnings: Sequence[str] = ()) -> Report:
     answers = answering.look(settings.socket_path, SOCKET_PATIENCE)
     folder, refused = _state_folder(settings)
     users = Users(answers.server_uid, _owner(folder))
-    found = installed.look(
-        settings, answers, StateFolder(folder, settings.socket_path) if folder else None, users.agent
-    )
     device = look.finish()
+    here = gpus.of_probe(device)
+    agents = StateFolder(folder, settings.socket_path) if folder else None
+    found = installed.look(settings, answers, agents, users.agent, here)
     shm, shm_data = room.shared_memory(found, settings, bitmaps.SEGMENTS)
     limits_found, limits_data = room.limits(limits.look(Path("/proc"), answers.server_pid), settings, found)
     findings = [
         *hardware.processor(device),
         *hardware.gpu(device),
         *hardware.runtime(device),
+        hardware.accelerated(settings, here),
         *installed.judge(found, device.as_target()),
         *places.socket(answers, settings, users),
         places.state_folder(folder, refused, users),

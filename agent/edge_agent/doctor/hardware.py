@@ -2,12 +2,17 @@
 
 from typing import Any
 
+from edge_agent.accelerators import NVIDIA, ON_CPU, WORDS, Here
+from edge_agent.block import Target
+from edge_agent.config import Settings
 from edge_agent.device import MACHINES
 from edge_agent.doctor.report import Finding
-from edge_agent.errors import extra
+from edge_agent.errors import PackageRefused, extra
+from edge_agent.gpus import Gpus
 from edge_agent.probe import Device
 from edge_agent.probe.gpu import Gpu
 from edge_agent.probe.runtime import CPU, TRIED
+from edge_agent.ways import Ways
 
 SECTION = "device"
 REFLASH = "Flash the board with JetPack 6 or later; an older system cannot run today's runtimes."
@@ -92,7 +97,7 @@ def gpu(device: Device) -> list[Finding]:
         text = f"the integrated GPU of {jetson.soc}, {device.gpu_code}; its memory is the system's"
         told.append(Finding(SECTION, "GPU", "ok", text))
     broken = device.gpus.broken and not told
-    cure = f"Mend NVIDIA's driver, or {extra('cuda')}. Models run on the CPU meanwhile." if broken else ""
+    cure = f"Mend NVIDIA's driver, or {extra('cuda')}. Models made for a processor run meanwhile." if broken else ""
     told += [Finding(SECTION, "GPU", "warn" if broken else "none", one, cure) for one in device.gpus.absent]
     versions = {"TensorRT": device.libraries.tensorrt, "CUDA": device.libraries.cuda, "cuDNN": device.libraries.cudnn}
     told += [Finding(SECTION, name, "ok", found) for name, found in versions.items() if found]
@@ -168,7 +173,19 @@ def _provider(provider: str, why: str, device: Device) -> Finding:
         return Finding(SECTION, "runtime", "problem", f"{name}: no model runs on it: {why}", cure)
     if not device.gpus.found and not device.gpu_code:
         return Finding(SECTION, "runtime", "none", f"{name}: listed, but no NVIDIA GPU answers ({why})")
-    cure = (
-        f"{extra('cuda').capitalize()}, of the CUDA version that this runtime wants. Models run on the CPU meanwhile."
-    )
+    cure = f"{extra('cuda').capitalize()}, of the CUDA version that this runtime wants. Models made for a processor run meanwhile."
     return Finding(SECTION, "runtime", "warn", f"{name}: listed, but not used: {why}", cure)
+
+
+def accelerated(settings: Settings, here: Here) -> Finding:
+    """Say what a package that was made for a GPU is run on, by the agent's settings."""
+    label = "accelerator"
+    try:
+        choice = Ways(settings, Gpus(known=here)).of_target("", Target("", NVIDIA))
+    except PackageRefused:
+        text = f"An accelerated package will not run: {here.lacks('cuda', settings.gpu).rstrip('.')}"
+        # Where there is no GPU, that is no fault.
+        return Finding(SECTION, label, "warn", text, ON_CPU) if here.gpus else Finding(SECTION, label, "none", text)
+    where = ", or else on ".join(WORDS[one] for one in choice.ways)
+    why = "".join(f", since it cannot run on {one.what}: {one.why.rstrip('.')}" for one in choice.failed)
+    return Finding(SECTION, label, "ok", f"An accelerated package will run on {where}{why}")

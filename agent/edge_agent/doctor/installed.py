@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import device, packages, state
+from edge_agent.accelerators import WORDS, Here
 from edge_agent.block import Target
 from edge_agent.catalog import Catalog
 from edge_agent.config import Settings
@@ -18,10 +19,13 @@ from edge_agent.device import Device
 from edge_agent.doctor.report import Finding
 from edge_agent.doctor.users import named
 from edge_agent.errors import PackageRefused, printable
+from edge_agent.gpus import Gpus
+from edge_agent.jobs import Accelerator
 from edge_agent.packages import Found, Rules
 from edge_agent.probe.answering import Answering
 from edge_agent.registry import Registry
 from edge_agent.state import StateFolder
+from edge_agent.ways import Ways
 
 SECTION = "packages"
 LONGEST = 64 << 20
@@ -32,7 +36,7 @@ LOADED = {"STARTING", "RUNNING"}
 
 @dataclass(frozen=True)
 class Installed:
-    """A model: whether it will run, and why not; `found` is its package, None where only the agent knows it."""
+    """A model: whether it will run, on what, and why not; `found` is its package, None where only the agent knows it."""
 
     name: str
     version: str
@@ -41,6 +45,7 @@ class Installed:
     state: str = ""
     notes: tuple[str, ...] = ()
     found: Found | None = None
+    accelerator: Accelerator | None = None
 
     def data(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -49,6 +54,7 @@ class Installed:
             "version": self.version or None,
             "will_run": self.will_run,
             "reason": self.reason or None,
+            "accelerator": self.accelerator,
             "state": self.state or None,
             "folder": str(self.found.folder) if self.found else None,
             "notes": list(self.notes),
@@ -64,9 +70,10 @@ class Models:
     sources: bool = True
 
 
-def look(settings: Settings, answers: Answering, folder: StateFolder | None, agent: int) -> Models:
+def look(settings: Settings, answers: Answering, folder: StateFolder | None, agent: int, here: Here) -> Models:
     """Look at the packages where the agent would, and where a living agent says that they are."""
-    rules = Rules({*settings.trusted_uids, agent}, settings.package_rules.strict_target)
+    ways = Ways(settings, Gpus(known=here))
+    rules = replace(ways.rules(), trusted_uids={*settings.trusted_uids, agent})
     told = _status(folder) if answers.state == "serving" and folder else {}
     with _warnings() as warnings, tempfile.TemporaryDirectory(prefix="edge-agent-doctor-") as unpacked:
         by_name = {name: found[0] for name, found in _in_sources(settings, rules, Path(unpacked)).items()}
@@ -80,7 +87,7 @@ def look(settings: Settings, answers: Answering, folder: StateFolder | None, age
             if one.will_run and one.found and one.found.package:
                 left -= packages.model_size(one.found.package)
                 one = _read(one) if left >= 0 else _with_note(one, "Too large to check its digests here.")
-            models.append(one)
+            models.append(_with_accelerator(one, ways, told.get(name, {})))
     sources = bool(settings.models or settings.registry or settings.scan)
     return Models(tuple(models), tuple(warnings), sources or bool(models))
 
@@ -147,6 +154,19 @@ def _with_agents_word(one: Installed, answers: Answering) -> Installed:
     return replace(one, will_run=True, reason="", state=told.status)
 
 
+def _with_accelerator(one: Installed, ways: Ways, told: Mapping[str, Any]) -> Installed:
+    """Return a model that will run with what it is tried on first, or runs on as the agent tells."""
+    runs_on = told.get("accelerator")
+    if one.state == "RUNNING" and runs_on in WORDS:
+        return replace(one, accelerator=runs_on)
+    if not one.will_run or one.found is None or one.found.package is None:
+        return one
+    try:
+        return replace(one, accelerator=ways.choose(one.name, one.found).first)
+    except PackageRefused:  # by our settings, which the agent that serves has not
+        return one
+
+
 def _with_note(one: Installed, note: str) -> Installed:
     return replace(one, notes=(*one.notes, note))
 
@@ -160,7 +180,8 @@ def judge(found: Models, here: Device) -> list[Finding]:
         now = f" ({one.state} now)" if one.state else ""
         if one.will_run:
             notes = "".join(f"; {note.removesuffix('.')}" for note in one.notes)
-            findings.append(Finding(SECTION, label, "ok", f"{version}will run{now}{notes}"))
+            where = f" on {WORDS[one.accelerator]}" if one.accelerator else ""
+            findings.append(Finding(SECTION, label, "ok", f"{version}will run{where}{now}{notes}"))
         else:
             text = f"{version}will not run{now}: {one.reason}{_misfits(one, here)}"
             cure = f"Deploy a package that this device can run{'' if serving else ': now there is none'}."

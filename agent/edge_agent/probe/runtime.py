@@ -78,8 +78,10 @@ def told(lines: Sequence[Mapping[str, Any]], failed: str) -> Runtime:
 def answers() -> Iterator[Mapping[str, Any]]:
     """Yield version and providers, then how a session on each came out; called in a process of its own."""
     try:
-        import_module("edge_agent.backends.onnxruntime")  # which switches off the telemetry of what is imported next
+        ours = import_module("edge_agent.backends.onnxruntime")  # which switches off the telemetry of what is imported next
         import onnxruntime as ort
+
+        ours.preload(ort)  # so that it looks where a worker does
     except Exception as error:  # noqa: BLE001  (a broken installation raises what it likes)
         if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
             yield {"absent": f"ONNX Runtime is not installed; {extra('cpu')}."}

@@ -9,7 +9,7 @@ from edge_agent.bench.child import Refused
 from edge_agent.bench.frames import noise
 from edge_agent.bench.rival import Rival
 from edge_agent.bench.status import AgentStatus
-from edge_agent.bench.subject import Subject, look
+from edge_agent.bench.subject import Subject, look, unknown
 from edge_agent.jobs import STAGES
 from support import packages
 from support.calls import expected_mask, picture
@@ -54,6 +54,17 @@ def test_root_loads_nobody_elses_package_unasked(folder):
     assert subject.beside(package).uid == OTHER.uid, "whoever names it vouches for it"
     assert subject.beside(package).image_size() == (64, 64)
     assert subject.beside(None) is None
+
+
+def test_there_is_no_bare_model_beside_one_on_a_gpu(folder, monkeypatch):
+    package = packages.segmenter(folder / "board")
+    subject = Subject("board", folder / "a.sock", 1, AgentStatus(folder / "a.sock", folder, "board"))
+    told = {"package": str(package), "accelerator": "cpu"}
+    monkeypatch.setattr(AgentStatus, "model", lambda _: told)
+    assert subject.beside(package)
+    told["accelerator"] = "cuda"
+    assert subject.beside(package) is None
+    assert "There is no comparison with the bare model, which is made on the CPU only." in unknown(subject, None)
 
 
 def test_noise_is_the_same_each_time():
