@@ -3,9 +3,10 @@
 #
 #   sh install.sh ARTIFACTS WORK
 #
-# ARTIFACTS, whose name is the component's version, holds the wheels of the agent and of all that it needs; no network is
-# used. Two variables are set by the component's configuration: AGENT_PYTHON is the Python to use, python3 where it is
-# empty, and AGENT_VARIANT the extra with the runtime, cpu where it is empty.
+# ARTIFACTS, whose name is the component's version, holds the wheels of the agent and of all that it needs, as files or in
+# a zip for each processor, and wheels.lock with their digests; no network is used. Two variables are set by the
+# component's configuration: AGENT_PYTHON is the Python to use, python3 where it is empty, and AGENT_VARIANT the runtime,
+# cpu where it is empty, which must be the one that the component was made with.
 #
 # The environment is WORK/venv-VERSION/current, a link to one that is whole. The Java nucleus runs this at each launch, so
 # what is there already and was made of the same is kept.
@@ -46,6 +47,8 @@ work=$(cd "$2" && pwd) || refuse "There is no work folder $2; deploy the compone
 python=${AGENT_PYTHON:-python3}
 variant=${AGENT_VARIANT:-cpu}
 home=$work/venv-${artifacts##*/}
+lock=$artifacts/wheels.lock
+archive=$artifacts/wheels-$(uname -m).zip
 
 case $variant in
     cpu | cuda) ;;
@@ -57,16 +60,16 @@ command -v "$python" >/dev/null ||
     refuse "$python is $("$python" -V 2>&1), and the agent needs Python 3.10 to 3.13; install one, and name it in the configuration key Python."
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     refuse "$python cannot make virtual environments, since it has no modules venv and ensurepip; install them, on Debian with apt install python3-venv."
-for wheel in "$artifacts"/vision_edge_agent-*.whl; do
-    [ -f "$wheel" ] || refuse "There is no wheel of the agent in $artifacts; deploy the component with its wheels."
-done
+[ -f "$lock" ] ||
+    refuse "There is no wheels.lock in $artifacts; make the component with edge-agent component build, and deploy it."
+grep -q "^vision-edge-agent\[$variant," "$lock" ||
+    refuse "The configuration key Variant is '$variant', and the component was made for another; make it with --variant $variant."
 
-# What the environment is made of; each wheel with its checksum and size.
+# What the environment is made of; the lock has the digest of each wheel.
 made_of=$(
     "$python" -c 'import sys; print(sys.executable, sys.version)'
     printf '%s\n' "$variant"
-    cd "$artifacts"
-    cksum -- *.whl
+    cksum <"$lock"
 )
 name=$(printf '%s' "$made_of" | cksum | cut -d ' ' -f 1)
 venv=$home/$name
@@ -76,10 +79,16 @@ if [ "$(cat "$venv/made-of" 2>/dev/null)" != "$made_of" ]; then
     rm -rf "$venv"
     mkdir -p "$home"
     "$python" -m venv "$venv" || refuse "The virtual environment $venv cannot be made; what is above says why."
+    wheels=$artifacts
+    if [ -f "$archive" ]; then
+        wheels=$venv/wheels
+        "$python" -m zipfile -e "$archive" "$wheels" || refuse "$archive cannot be unpacked; what is above says why."
+    fi
     # Nothing of the device's own settings for pip counts.
     PIP_CONFIG_FILE=/dev/null "$venv/bin/python" -I -m pip --isolated install --quiet --disable-pip-version-check --no-cache-dir \
-        --no-index --find-links "$artifacts" "vision-edge-agent[$variant,greengrass]" ||
+        --no-index --find-links "$wheels" --require-hashes --requirement "$lock" ||
         refuse "The agent cannot be installed from the wheels in $artifacts; what is above says why. They must be for $("$python" -V) on $(uname -m)."
+    [ "$wheels" = "$artifacts" ] || rm -r "$wheels"
     # The mark comes last, and when all else has reached the disk: after a power cut, an environment that has it is whole.
     sync
     printf '%s\n' "$made_of" >"$venv/made-of.new"

@@ -44,6 +44,7 @@ from support import packages
 from support.agent import PLENTY, place
 from support.users import I_AM_ROOT, MYSELF, OTHER, ROOT, agent_user
 from support.waiting import until
+from support.wheels import write_lock, write_wheel
 
 TEXT = (FOLDER / "recipe.yaml").read_text()
 VERSION = RECIPE["ComponentVersion"]
@@ -82,6 +83,7 @@ def test_what_it_is():
 
 
 def test_artifacts():
+    """Those of every device; the wheels and their lock are added when the component is built."""
     for manifest in RECIPE["Manifests"]:
         uris = [one["Uri"] for one in manifest["Artifacts"]]
         assert uris == [f"s3://BUCKET_NAME/{AGENT_COMPONENT}/{VERSION}/{name}" for name in (*SCRIPTS, PROTO_ZIP)]
@@ -221,6 +223,8 @@ class Device:
         self.artifacts.mkdir(parents=True)
         for path in (*wheels.iterdir(), *(FOLDER / script for script in SCRIPTS)):
             shutil.copyfile(path, self.artifacts / path.name)
+        if any(wheels.glob("vision_edge_agent-*.whl")):
+            write_lock(self.artifacts)
         if not self.work.exists():
             self.work.mkdir(parents=True)
             os.chown(self.work, agent_user().uid, agent_user().gid)
@@ -320,27 +324,10 @@ def main():
 """
 
 
-def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes], tag: str = "py3-none-any") -> Path:
-    """Write a wheel; what makes it one is added where it is missing."""
-    info = f"{name}-{version}.dist-info"
-    content = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
-        **files,
-    }
-    record = f"{info}/RECORD"
-    content[record] = "".join(f"{path},,\n" for path in [*content, record]).encode()
-    path = folder / f"{name}-{version}-{tag}.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for inside, data in content.items():
-            archive.writestr(zipfile.ZipInfo(inside), data)
-    return path
-
-
 def fake_agent(folder: Path, word: str = "first", version: str = VERSION) -> Path:
     name = "vision_edge_agent"
     info = f"{name}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: vision-edge-agent\nVersion: {version}\nProvides-Extra: cpu\nProvides-Extra: greengrass\n"
+    metadata = f"Metadata-Version: 2.1\nName: vision-edge-agent\nVersion: {version}\nProvides-Extra: cpu\nProvides-Extra: cuda\nProvides-Extra: greengrass\n"
     files = {
         "fake_agent.py": f"WORD = {word!r}\n{FAKE}".encode(),
         f"{info}/METADATA": metadata.encode(),
@@ -438,11 +425,68 @@ def test_a_variant_that_is_none(root, fake_wheels):
     assert device.refused() == "The configuration key Variant is 'gpu'; it must be cpu or cuda."
 
 
-def test_no_wheels(root, tmp_path):
-    device = Device(root).deploy(tmp_path)
+def test_no_lock(root, fake_wheels):
+    """As where somebody has put wheels together by hand."""
+    device = Device(root).deploy(fake_wheels)
+    (device.artifacts / "wheels.lock").unlink()
     assert device.refused() == (
-        f"There is no wheel of the agent in {device.artifacts}; deploy the component with its wheels."
+        f"There is no wheels.lock in {device.artifacts}; make the component with edge-agent component build, and deploy it."
     )
+    assert list(device.work.iterdir()) == []
+
+
+def test_a_variant_that_the_component_was_not_made_with(root, fake_wheels):
+    device = Device(root, Variant="cuda").deploy(fake_wheels)
+    assert device.refused() == (
+        "The configuration key Variant is 'cuda', and the component was made for another; make it with --variant cuda."
+    )
+    write_lock(device.artifacts, "cuda")
+    device.install()
+    assert (device.current / "made-of").read_text().splitlines()[1] == "cuda"
+
+
+def test_a_wheel_that_is_not_the_one_of_the_lock(root, fake_wheels):
+    """As where somebody has changed what lies in the bucket."""
+    device = Device(root).deploy(fake_wheels)
+    fake_agent(device.artifacts, "other")
+    done = device.run("install")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
+    assert f"cannot be installed from the wheels in {device.artifacts}; what is above says why." in done.stderr
+    assert not device.current.exists()
+    shutil.copyfile(next(fake_wheels.iterdir()), next(device.artifacts.glob("*.whl")))
+    device.install()
+    assert told_by(device)["word"] == "first"
+
+
+def test_what_the_lock_lacks_is_not_installed(root, fake_wheels):
+    device = Device(root).deploy(fake_wheels)
+    write_wheel(device.artifacts, "more", "1.0", {"more.py": b""})
+    device.install()
+    assert not list(device.current.glob("lib/python*/site-packages/more*"))
+
+
+def test_wheels_in_a_zip(root, fake_wheels):
+    """Of the zips for several processors, the one for this is taken; nothing of it is left."""
+    device = Device(root).deploy(fake_wheels)
+    wheel = next(device.artifacts.glob("*.whl"))
+    with zipfile.ZipFile(device.artifacts / f"wheels-{os.uname().machine}.zip", "w") as archive:
+        archive.write(wheel, wheel.name)
+    (device.artifacts / "wheels-other.zip").write_bytes(b"no zip")
+    wheel.unlink()
+    device.install()
+    assert told_by(device)["word"] == "first"
+    assert not list(device.work.rglob("*.whl"))
+
+
+def test_a_zip_that_is_cut_short(root, fake_wheels):
+    device = Device(root).deploy(fake_wheels)
+    archive = device.artifacts / f"wheels-{os.uname().machine}.zip"
+    archive.write_bytes(b"PK")
+    done = device.run("install")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"{archive} cannot be unpacked; what is above says why."
+    assert not device.current.exists()
 
 
 def test_wheels_that_do_not_fit_and_then_do(root, tmp_path):
@@ -461,6 +505,7 @@ def test_wheels_that_do_not_fit_and_then_do(root, tmp_path):
     )
     (device.artifacts / f"vision_edge_agent-{VERSION}-cp39-cp39-any.whl").unlink()
     fake_agent(device.artifacts)
+    write_lock(device.artifacts)
     device.install()
     assert told_by(device)["word"] == "first"
     assert len(device.builds()) == 1
@@ -526,6 +571,7 @@ def test_other_wheels_of_the_same_size_and_name(root, fake_wheels):
     device.install()
     size = (device.artifacts / fake_agent(device.artifacts, "other").name).stat().st_size
     assert size == next(fake_wheels.iterdir()).stat().st_size
+    write_lock(device.artifacts)
     with staying(device) as old:
         # The agent that runs keeps what it runs from.
         device.install()
@@ -541,8 +587,9 @@ def test_another_variant_and_another_python_are_other_environments(shared_device
     made_of = (shared_device.current / "made-of").read_text().splitlines()
     assert made_of[0].startswith(f"{sys.executable} 3.")
     assert made_of[1] == "cpu"
-    [wheel] = made_of[2:]
-    assert re.fullmatch(rf"\d+ \d+ vision_edge_agent-{VERSION}-py3-none-any.whl", wheel)
+    [lock] = made_of[2:]
+    size = (shared_device.artifacts / "wheels.lock").stat().st_size
+    assert re.fullmatch(rf"\d+ {size}", lock)
 
 
 def test_other_versions_stay_as_long_as_their_artifacts(root, fake_wheels):
@@ -689,6 +736,7 @@ def real_device(tmp_path_factory) -> Iterator[Device]:
         device = Device(made, "lite", SocketGroup="", LogLevel="debug").deploy(tmp_path_factory.mktemp("none"))
         for name in needed_by("vision-edge-agent[cpu,greengrass]"):
             repack(name, device.artifacts)
+        write_lock(device.artifacts)
         if agent_user() == MYSELF and I_AM_ROOT:
             device.configuration["AllowRoot"] = "true"
         device.configuration["Socket"] = f"unix://{made.parent}/agent.sock"
