@@ -69,8 +69,12 @@ class Starter:
         """
         if found.package is None:
             raise PackageRefused(found.refusal)
+        # Before anything can fail: each that is counted ends, too.
+        self._metrics.happened("started", self._name)
         ways, failed = self._ways(found)
-        for options in ways:
+        for number, options in enumerate(ways):
+            if number:
+                self._metrics.happened("started", self._name)
             try:
                 worker = self._started(found, options)
             except AcceleratorMissing as refusal:
@@ -104,7 +108,6 @@ class Starter:
     def _started(self, found: Found, options: SessionOptions) -> Worker:
         """Start a worker in one way; errors as `start`, and AcceleratorMissing where that way does not work."""
         begin = time.monotonic()
-        self._metrics.happened("started", self._name)
         worker = Worker(self._spawner, found, options, self._limits.call)
         with self._lock:
             self._loading = worker
@@ -180,6 +183,11 @@ class Serving:
         return self._found
 
     @property
+    def queue(self) -> dict[str, int]:
+        """How many calls wait, how many may, and how many images are being judged."""
+        return self._queue.status()
+
+    @property
     def worker(self) -> Worker | None:
         """The worker, None while it is being replaced."""
         return self._worker
@@ -214,7 +222,8 @@ class Serving:
                             raise kind(_ended(str(death))) from None
                     else:
                         self._answered()
-                        self._metrics.judged(self._name, entered - arrived, answer.stages)
+                        anomalous = answer.verdict.is_anomalous
+                        self._metrics.judged(self._name, entered - arrived, answer.stages, anomalous=anomalous)
                         return manifest, answer, mask
                 self._queue.again(deadline, turn)
                 entered = time.monotonic()
@@ -338,7 +347,7 @@ class Serving:
 
     def _count(self, cause: str) -> float | None:
         """Count a death; return the seconds until the restart, None when there is none. The lock must be held."""
-        self._metrics.happened("died", self._name)
+        self._metrics.happened("died", self._name, _ended(cause))
         delay = self._budget.died(time.monotonic()) if self._budget else None
         if delay is not None:
             self.note = f"{_ended(cause)} Another one is being started; calls wait for it."
@@ -362,6 +371,7 @@ class Serving:
                 return
             try:
                 self._install(*self._start())
+                self._metrics.restarted(self._name)
             except PackageRefused as refusal:
                 self._fail(str(refusal), str(refusal))
             except WorkerDied as death:

@@ -12,6 +12,7 @@ from edge_agent.packages import Found, Rules
 
 # Of how the agent runs a model, what the bare model is run with, too; it has one call at a time.
 OPTIONS = ("threads", "spinning")
+GPUS = {"cuda", "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Subject:
         be the owner: else a user could have another one load what he likes.
         """
         told = self.status.model()
-        if told.get("accelerator", "cpu") != "cpu":
+        if told.get("accelerator") in GPUS:
             return None
         options = {key: value for key, value in (told.get("options") or {}).items() if key in OPTIONS}
         if package:
@@ -80,7 +81,7 @@ def unknown(subject: Subject, beside: Beside | None) -> Iterator[str]:
         yield f"The agent's own times of its stages are not known: {subject.status.why_not}."
     elif not subject.status.sums():
         yield "The agent's own times of its stages are not known: it does not tell them."
-    if subject.status.model().get("accelerator", "cpu") != "cpu":
+    if subject.status.model().get("accelerator") in GPUS:
         yield "There is no comparison with the bare model, which is made on the CPU only."
     elif not beside:
         yield "There is no comparison with the bare model, whose package is not known; name it with --package."
