@@ -26,7 +26,7 @@ ACCELERATORS_VENV := $(VENV)-accelerators
 NVIDIA := $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/nvhost-gpu /sys/devices/platform/gpu.0)
 GPU_VENV ?= $(if $(NVIDIA),$(VENV)-gpu,$(VENV))
 
-.PHONY: test test-torch test-components test-accelerators test-gpu promises mutations lint demo proto lock clean
+.PHONY: test test-prometheus test-torch test-components test-accelerators test-gpu promises mutations lint demo proto lock clean
 
 # Two files of tests at a time: most of them wait for processes.
 test: $(VENV)/.installed lint
@@ -52,6 +52,10 @@ test-accelerators: $(ACCELERATORS_VENV)/.installed
 test-gpu: $(GPU_VENV)/.installed
 	$(GPU_VENV)/bin/pytest -m gpu tests/gpu $(PYTEST_ARGS)
 	$(GPU_VENV)/bin/python benchmarks/gpu_check.py
+
+# An agent as a real Prometheus server and its linter see it: Debian's package `prometheus`, or PROMETHEUS=FOLDER.
+test-prometheus: $(VENV)/.installed
+	$(BIN)/pytest -m prometheus tests/prometheus $(PYTEST_ARGS)
 
 # Each promise with its full count of cases, one after the other; an interrupted run goes on where it was. One alone, as
 # in `make promise-C1`. Results: benchmarks/results/promises.json.
@@ -80,7 +84,7 @@ proto: $(VENV)/.installed
 
 # Renews the versions that CI and every newcomer get. Needs uv.
 lock:
-	uv pip compile --universal --python-version 3.10 --extra cpu --extra cuda --extra packaging --extra demo --extra s3 --extra greengrass --extra dev \
+	uv pip compile --universal --python-version 3.10 --extra cpu --extra cuda --extra packaging --extra demo --extra s3 --extra greengrass --extra metrics --extra dev \
 	    --no-header --no-annotate --upgrade -o constraints.txt pyproject.toml
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -101,7 +105,8 @@ $(ACCELERATORS_VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)-gpu/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-gpu
-	$(VENV)-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda,tensorrt,dev]'
+	$(VENV)-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -e '.[cuda,tensorrt,dev]' 'onnxruntime-gpu[cuda,cudnn]'
 	touch $@
 
 clean:

@@ -83,7 +83,13 @@ def failures(result: dict[str, Any]) -> list[str]:
         if isinstance(value, dict)
     ]
     found += [
-        f"start and stop on {way}: {told['worst_left_bytes']} bytes are left on the GPU"
+        f"latency of {model} on {way}: {told['failed']}"
+        for model, ways in result["latency_ms"].items()
+        for way, told in ways.items()
+        if "failed" in told
+    ]
+    found += [
+        f"start and stop on {way}: " + (told.get("failed") or f"{told['worst_left_bytes']} bytes are left on the GPU")
         for way, told in result["cycles"].items()
         if not told["ok"]
     ]
@@ -107,10 +113,10 @@ def table(result: dict[str, Any]) -> str:
             shown = "none" if mask is None else f"{mask:.3%}"
             difference = f"{told['largest_score_difference']:.6f}"
             rows.append(f"| {model} | {way} | {told['provider']} | {difference} | {shown} | {told['verdict_flips']} |")
-    ways = list(next(iter(result["latency_ms"].values()), {}))
+    ways = list(dict.fromkeys(way for told in result["latency_ms"].values() for way in told))
     rows += ["", f"| latency p50, ms | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
     for model, told in result["latency_ms"].items():
-        medians = [f"{told[way]['p50']:.2f}" for way in ways]
+        medians = [f"{told[way]['p50']:.2f}" if "p50" in told.get(way, {}) else "-" for way in ways]
         rows.append(f"| {model} | {' | '.join(medians)} |")
     return "\n".join(rows) + "\n"
 
@@ -123,7 +129,7 @@ def main() -> int:
         "--dry-run", action="store_true", help="the steps that need no GPU, on the CPU; nothing written"
     )
     arguments = parser.parse_args()
-    here = Here() if arguments.dry_run else gpus.of_probe(probe.Look().finish())
+    here = Here() if arguments.dry_run else gpus.of_probe(probe.Look(gpu_steps.LOOK, gpu_steps.LOOK).finish())
     accelerators: tuple[Accelerator, ...] = ("cpu", *usable(here))
     if accelerators == ("cpu",) and not arguments.dry_run:
         print(f"SKIPPED: it needs an NVIDIA GPU with its driver, and the extras `cuda` and `tensorrt`. {needs(here)}")

@@ -21,7 +21,7 @@ from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
 from edge_agent.accelerators import Here
 from edge_agent.bench.bare import Bare, Frame
-from edge_agent.errors import AcceleratorFailed, AcceleratorMissing, PackageRefused
+from edge_agent.errors import AcceleratorFailed, PackageRefused
 from edge_agent.jobs import Accelerator, GpuOptions, SessionOptions
 from edge_agent.pipeline import Pipeline
 from edge_agent.probe import gpu
@@ -31,6 +31,8 @@ from model_packager import parity
 VRAM_TOLERANCE = 50_000_000
 # Seconds until the driver has taken back what a process had.
 SETTLED = 10.0
+# Seconds that a look at the device may take: CUDA's libraries are read from the disk for it, and an engine is built.
+LOOK = 180.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ def in_process(function: Callable[..., Any], *arguments: object) -> Any:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             return {"failed": "the process died"}
-        except (AcceleratorMissing, AcceleratorFailed, PackageRefused) as error:
+        except (AcceleratorFailed, PackageRefused) as error:
             return {"failed": str(error)}
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (the other steps are not to be lost with this one)
+            return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def agreement(place: Place, model: Model, accelerator: Accelerator) -> dict[str, Any]:
@@ -113,25 +117,33 @@ def served(
 
 
 def latency(place: Place, models: Sequence[Model], accelerators: Sequence[Accelerator], turns: int) -> dict[str, Any]:
-    """Return the milliseconds of a call through the agent on each accelerator, and bare there, taking turns."""
+    """Return the milliseconds of a call through the agent on each accelerator, and bare there, taking turns.
+
+    What does not run is `failed` with a sentence, and the others are measured without it.
+    """
     result: dict[str, Any] = {}
     for model in models:
         made, _ = found(place.models, model)
         width, height = made.manifest.image_size
         frame = Frame(noise(width, height), width, height)
+        failed: dict[str, Any] = {}
         try:
             with ExitStack() as stack:
                 contenders: dict[str, Callable[[], object]] = {}
                 for one in accelerators:
                     _, stub, _ = stack.enter_context(served(place, one, f"latency-{one}"))
-                    start_model(stub, model.name)
+                    try:
+                        start_model(stub, model.name)
+                        bare = Bare(made, frame, replace(place.options(one), threads=0))
+                    except (SystemExit, AcceleratorFailed, PackageRefused) as error:
+                        failed[one] = {"failed": str(error)}
+                        continue
                     contenders[one] = partial(stub.DetectAnomalies, request(model.name, frame))
-                    bare = Bare(made, frame, replace(place.options(one), threads=0))
                     contenders[f"{one}, bare"] = bare.call
                 times = in_turns(contenders, turns)
         finally:
             frame.close()
-        result[model.name] = {key: figures(one) for key, one in times.items()}
+        result[model.name] = {key: figures(one) for key, one in times.items()} | failed
     return result
 
 
@@ -141,9 +153,12 @@ def cycles(place: Place, model: Model, accelerator: Accelerator, count: int) -> 
     with served(place, accelerator, f"cycles-{accelerator}") as (_, stub, _):
         before = free_memory()
         for _ in range(count):
-            took.append(start_model(stub, model.name))
+            try:
+                took.append(start_model(stub, model.name))
+            except SystemExit as failure:
+                return {"cycles": len(took), "ok": False, "failed": str(failure)}
             stop(stub, model.name)
-            left.append(_taken(before))
+            left.append(taken(before))
     worst = max((one for one in left if one is not None), default=None)
     return {
         "cycles": count,
@@ -154,7 +169,7 @@ def cycles(place: Place, model: Model, accelerator: Accelerator, count: int) -> 
     }
 
 
-def _taken(before: int | None) -> int | None:
+def taken(before: int | None) -> int | None:
     """Return the bytes of GPU memory that are still taken, once the driver has had the time to give them back."""
     give_up = time.monotonic() + SETTLED
     while True:

@@ -27,8 +27,8 @@ DRIVER_FILES = (
     "dev/nvhost-gpu",
     "etc/nv_tegra_release",
 )
-# Seconds that the driver may take to answer.
-PATIENCE = 5.0
+# Seconds that the driver may take to answer: it is loaded by the first who asks, GPU by GPU.
+PATIENCE = 30.0
 
 
 class Gpus:
@@ -94,14 +94,16 @@ def of_probe(found: "probe.Device", root: Path = Path("/")) -> Here:
         return f"ONNX Runtime does not use its {provider}: {why}." if why and why != absent else why
 
     tensorrt = found.libraries.tensorrt
-    no_tensorrt = "" if _modules("tensorrt", "cuda") else why_not(TENSORRT, NO_TENSORRT)
+    no_tensorrt = "" if _native() else why_not(TENSORRT, NO_TENSORRT)
     return _here(found.gpus, found.jetson, tensorrt, why_not(CUDA, NO_CUDA), no_tensorrt)
 
 
 def _here(told: "Told", board: "Jetson | None", tensorrt: str, no_cuda: str, no_tensorrt: str) -> Here:
     gpus = _gpus(told, board)
     why = " ".join(told.absent) or NO_DRIVER
-    return Here(gpus, told.driver, told.cuda_driver, tensorrt, "" if gpus else why, no_cuda, no_tensorrt)
+    # On a Jetson the driver is part of the system.
+    driver = told.driver or (board.l4t if board else "")
+    return Here(gpus, driver, told.cuda_driver, tensorrt, "" if gpus else why, no_cuda, no_tensorrt)
 
 
 def _gpus(told: "Told", board: "Jetson | None") -> tuple[Gpu, ...]:
@@ -118,7 +120,13 @@ def _no_cuda() -> str:
 
 def _no_tensorrt(version: str) -> str:
     """Say why TensorRT cannot be used: by its own Python package, or else by ONNX Runtime with TensorRT's library."""
-    return "" if _modules("tensorrt", "cuda") or (version and _provider("tensorrt")) else NO_TENSORRT
+    return "" if _native() or (version and _provider("tensorrt")) else NO_TENSORRT
+
+
+def _native() -> bool:
+    """Return whether TensorRT's Python package is installed, and CUDA's: of `cuda` itself others have parts, too."""
+    files = ("bindings", "cudart*")  # from 12.8 on, and before
+    return _modules("tensorrt") and any(any(Path(folder).glob(one)) for folder in _spec("cuda") for one in files)
 
 
 def _modules(*names: str) -> bool:

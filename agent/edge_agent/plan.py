@@ -64,6 +64,10 @@ class Planner:
         self._short: tuple[Signature, str] = ((), "")
         self._starts = itertools.count()
 
+    def adopt(self, settings: Settings) -> None:
+        """Reckon by settings that changed while the agent runs."""
+        self._settings = settings
+
     def begin(self) -> None:
         """Choose how the model is run from now on: by its own settings, by what was tuned, or else by the agent's."""
         tuned = self._tuned(self._name)

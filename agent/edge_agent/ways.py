@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import sys
 import threading
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
 from edge_agent.gpus import Gpus
 from edge_agent.jobs import GpuOptions
-from edge_agent.memory import MemoryLedger
+from edge_agent.memory import MemoryLedger, available
 from edge_agent.packages import Found, Rules
 
 logger = logging.getLogger(__name__)
@@ -47,6 +46,13 @@ class Ways:
         wish = Wish(of_model(name, "accelerator"), of_model(name, "fallback") == "allowed", of_model(name, "gpu"))
         return accelerators.choose(target, self._gpus.here, wish)
 
+    def adopt(self, settings: Settings) -> None:
+        """Go by settings that changed while the agent runs; GPU memory that was set aside already stays so."""
+        with self._lock:
+            self._settings = settings
+            for ledger in self._ledgers.values():
+                ledger.reserve(int(settings.gpu_memory_reserve))
+
     def look_again(self) -> None:
         """Ask anew what GPUs there are, when that is next needed, unless there was one."""
         self._gpus.forget_absence()
@@ -69,12 +75,12 @@ class Ways:
         )
 
     def gpu_ledger(self, name: str) -> MemoryLedger:
-        """Return the account of the memory of a model's GPU. Where a GPU does not tell what is free, all fits."""
+        """Return the account of the memory of a model's GPU, which is the machine's where the GPU has none (a Jetson's)."""
         index = self._settings.of_model(name, "gpu")
 
         def free() -> int:
             told = self._gpus.free(index)
-            return sys.maxsize if told is None else told
+            return available() if told is None else told
 
         with self._lock:
             made = MemoryLedger(int(self._settings.gpu_memory_reserve), free, "GPU memory")

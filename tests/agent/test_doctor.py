@@ -217,7 +217,7 @@ class TestCommand:
         broken = SimpleNamespace(
             finish=lambda: probe.Device(found.cpu, found.gpus, None, found.libraries, Runtime(absent="Gone."))
         )
-        monkeypatch.setattr(probe, "Look", lambda: broken)
+        monkeypatch.setattr(probe, "Look", lambda **_: broken)
         code, told = ask()
         assert (code, told["ok"]) == (1, False)
         assert (told["problems"][0]["text"], told["problems"][0]["prevents_serving"]) == ("Gone.", True)

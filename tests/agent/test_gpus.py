@@ -154,7 +154,10 @@ class TestInstalled:
             (("cuda", "tensorrt"), (), "10.3.0", "", ""),
             ((), ("tensorrt",), "10.3.0", NO_CUDA, NO_TENSORRT),
             ((), ("cuda",), "10.3.0", NO_CUDA, NO_TENSORRT),
-            ((), ("tensorrt", "cuda"), "10.3.0", NO_CUDA, ""),
+            ((), ("tensorrt", "cuda"), "10.3.0", NO_CUDA, NO_TENSORRT),  # of `cuda` others have parts, too
+            ((), ("tensorrt", "cuda/pathfinder"), "10.3.0", NO_CUDA, NO_TENSORRT),
+            ((), ("tensorrt", "cuda/bindings"), "10.3.0", NO_CUDA, ""),
+            ((), ("tensorrt", "cuda/cudart"), "10.3.0", NO_CUDA, ""),
         ],
     )
     def test_is_told_by_files(self, tmp_path, monkeypatch, providers, modules, version, no_cuda, no_tensorrt):

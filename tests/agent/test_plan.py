@@ -144,8 +144,14 @@ class TestGpuMemory:
         made.reserve_gpu(found).settle()
         assert [one.accelerator for one in made.plan(found).ways] == ["cuda", "cpu"]
 
-    def test_a_gpu_that_does_not_tell_is_left_to_the_hosts_memory(self, planner, found):
-        planner(free=None, accelerator="cuda").reserve_gpu(found).settle()
+    def test_the_memory_of_a_gpu_without_any_is_the_machines(self, planner, found, monkeypatch):
+        made = planner(free=None, accelerator="cuda")
+        free = [20 << 30]
+        monkeypatch.setattr("edge_agent.ways.available", lambda: free[0])
+        made.reserve_gpu(found).settle()
+        free[0] = 512 << 20
+        with pytest.raises(NotEnoughMemory, match="GPU memory"):
+            made.reserve_gpu(found)
 
     @pytest.mark.parametrize("settings", [{"accelerator": "cpu"}, {"accelerator": "cuda", "gpu": 7}])
     def test_nothing_is_asked_for_what_runs_on_no_gpu(self, planner, found, settings):
@@ -207,3 +213,25 @@ class TestFit:
         settings = Settings(fallback="allowed", accelerator="tensorrt")
         choice = Ways(settings, Gpus(known=Here())).choose("board", found)
         assert choice.failed == (Failed("TensorRT", Here().no_gpu),)
+
+
+class TestAdopting:
+    """Settings that change while the agent runs."""
+
+    def test_the_memory_that_a_package_is_reckoned_to_take(self, planner, found):
+        before = planner(memory_factor=1).memory_needed(found)
+        changed = planner(memory_factor=1)
+        changed.adopt(Settings(memory_factor=1000))
+        size = package_files.model_size(found.package)
+        assert changed.memory_needed(found) - before == 999 * size
+        assert changed.gpu_memory_needed(found) == 1000 * size + GPU_BASE
+
+    def test_the_gpu_memory_that_stays_free(self):
+        ways = Ways(Settings(gpu_memory_reserve=0), Told(GPU, 1 << 30))
+        ledger = ways.gpu_ledger("board")
+        ledger.admit("first", 600 << 20)
+        ways.adopt(Settings(gpu_memory_reserve=300 << 20))
+        assert ways.gpu_ledger("board") is ledger, "what is set aside is not forgotten"
+        with pytest.raises(NotEnoughMemory, match="GPU memory; 124 MiB are free"):
+            ledger.admit("second", 200 << 20)
+        assert ways.gpu_ledger("other").room() == 124 << 20

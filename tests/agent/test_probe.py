@@ -246,7 +246,7 @@ class TestDevice:
     def test_a_look_at_recorded_files(self, tmp_path):
         write(tmp_path, proc__cpuinfo=ARM, etc__nv_tegra_release=RELEASE, dev__nvgpu__igpu0="")
         write(tmp_path, **{"proc__device-tree__compatible": TEGRA234})
-        found = probe.Look(PATIENT).finish(tmp_path)
+        found = probe.Look(PATIENT, PATIENT).finish(tmp_path)
         assert (found.cpu.model, found.jetson.soc) == ("Cortex-A78AE", "tegra234")
         assert found.runtime.serves
 
@@ -256,7 +256,7 @@ class TestDevice:
         monkeypatch.setattr(child, "__name__", "hangs")
         monkeypatch.syspath_prepend(tmp_path)
         begun = time.monotonic()
-        found = probe.Look(1.0).finish()
+        found = probe.Look(1.0, 1.0).finish()
         assert time.monotonic() - begun < 5
         assert found.gpus.broken
         assert "it did not answer in time" in found.runtime.absent

@@ -60,6 +60,7 @@ def test_what_is_as_promised_is_no_failure():
             {"ok": False, "worst_left_bytes": 99},
             "start and stop on cuda: 99 bytes are left on the GPU",
         ),
+        (("latency_ms", "small", "cuda"), {"failed": "no memory"}, "latency of small on cuda: no memory"),
         (("faults", "cuda", "error 700"), {"ok": False, "seen": "an answer"}, "error 700 on cuda: an answer"),
     ],
 )

@@ -18,6 +18,8 @@ from edge_agent import gpus, probe
 from support.agent import place
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+# Seconds that a look at the device may take: CUDA's libraries are read from the disk for it, and an engine is built.
+LOOK = 180.0
 PRECISIONS = ("fp32", "fp16", "int8")
 FAULTS = ("poisoned", "full", "killed", "damaged")
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorRT"}
@@ -26,7 +28,7 @@ PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorRT"}
 @pytest.fixture(scope="module")
 def here():
     """The device."""
-    found = gpus.of_probe(probe.Look().finish())
+    found = gpus.of_probe(probe.Look(LOOK, LOOK).finish())
     if not found.gpus:
         pytest.skip(f"needs an NVIDIA GPU with its driver, and the extras `cuda` and `tensorrt`. {found.no_gpu}")
     return found
@@ -85,4 +87,6 @@ def test_memory_is_back_after_each_stop(steps, accelerator):
 def test_what_breaks_costs_what_it_must(steps, accelerator, fault):
     _, where, models = steps
     told = getattr(importlib.import_module("gpu_faults"), fault)(where, models["small-fp32"], accelerator)
+    if told.seen.startswith("not tried"):
+        pytest.skip(told.seen)
     assert told.ok, told.seen

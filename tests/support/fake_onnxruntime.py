@@ -213,7 +213,7 @@ class _Session:
         self.runs += 1
         if self.fake.failing and (error := self.fake.failing.pop(0)):
             raise error
-        recorded = self.recording and running.entries.get("gpu_graph_id") != "-1"
+        recorded = self.recording and (TENSORRT in self.providers or running.entries.get("gpu_graph_id") != "-1")
         if recorded and self.recorded is not None:
             self.replays += 1
             binding = self.recorded

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.backends import Tell, ort_engine, ort_errors, ort_options
+from edge_agent.backends import Tell, ort_binding, ort_engine, ort_errors, ort_options
 from edge_agent.backends.ort_binding import Binding
 from edge_agent.backends.ort_options import Engine
 from edge_agent.errors import AcceleratorMissing, InferenceFailed, PackageRefused, extra
@@ -181,12 +181,15 @@ def _open_on_gpu(model: ModelFiles, options: SessionOptions, tell: Tell) -> Any:
     preload(ort)
     # Of a provider that cannot be used the runtime tells on stderr, whatever a session says of its own log.
     ort.set_default_logger_severity(FATAL_ONLY)
+    graphs = ort_options.records_graphs(options)
     if options.accelerator == "cuda":
-        session = _recording(model, options, Engine())
+        session = _recording(model, options, Engine(), graphs)
     else:
-        shape = _open_shape(model, options)
+        os.environ.update(ort_options.environment(options))
+        shape, fixed = _shapes(model, options)
+        whole = _in_one_piece(model)
         with ort_engine.told(tell), ort_engine.prepared(model, options, str(ort.__version__), shape) as engine:
-            session = _recording(model, options, engine)
+            session = _recording(whole, options, engine, graphs and fixed)
     wanted = ort_options.WANTED[options.accelerator]
     if session.get_providers()[0] != wanted:
         raise _not_used(wanted)
@@ -194,10 +197,20 @@ def _open_on_gpu(model: ModelFiles, options: SessionOptions, tell: Tell) -> Any:
     return session
 
 
-def _recording(model: ModelFiles, options: SessionOptions, engine: Engine) -> Any:
-    """Return a session whose launches are recorded, or where the runtime cannot do that with the model one without."""
+def _in_one_piece(model: ModelFiles) -> ModelFiles:
+    """Return the model for TensorRT's provider.
+
+    It hands the graph on to TensorRT's parser, in some releases without the weights that were given beside it
+    (https://github.com/microsoft/onnxruntime/pull/26721).
+    """
+    from edge_agent.backends import onnx_graph
+
+    return ModelFiles(onnx_graph.in_one_piece(model)) if model.external else model
+
+
+def _recording(model: ModelFiles, options: SessionOptions, engine: Engine, graphs: bool) -> Any:
+    """Return a session whose launches are recorded if `graphs`, or where the runtime cannot do that one without."""
     wanted = ort_options.WANTED[options.accelerator]
-    graphs = ort_options.records_graphs(options)
     while True:
         settings = _settings(model, options)
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -213,10 +226,11 @@ def _recording(model: ModelFiles, options: SessionOptions, engine: Engine) -> An
             raise ort_errors.not_loaded(error, wanted) from None
 
 
-def _open_shape(model: ModelFiles, options: SessionOptions) -> str:
-    """Return the input's shape as TensorRT is to be told it, "" where it is fixed; the model loads on the CPU.
+def _shapes(model: ModelFiles, options: SessionOptions) -> tuple[str, bool]:
+    """Return the input's shape as TensorRT is to be told it, "" where it is fixed, and whether all shapes are fixed.
 
-    That takes little beside the building of an engine, and a model that is none is not taken for one that TensorRT refuses.
+    The model loads on the CPU for that, which takes little beside the building of an engine, and a model that is none is not
+    taken for one that TensorRT refuses.
 
     Raises:
         AcceleratorMissing: the model leaves more open than the number of images.
@@ -224,11 +238,12 @@ def _open_shape(model: ModelFiles, options: SessionOptions) -> str:
     """
     settings = _settings(model, options)
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    inputs = _open(model, options, settings).get_inputs()
+    session = _open(model, options, settings)
+    inputs = session.get_inputs()
     if len(inputs) != 1 or all(isinstance(size, int) for size in inputs[0].shape):
-        return ""
+        return "", ort_binding.fixed(session)
     if told := ort_options.open_shape(inputs[0].name, inputs[0].shape):
-        return told
+        return told, False
     raise AcceleratorMissing(
         f"The model leaves the size of its input open ({'x'.join(map(str, inputs[0].shape))}), which TensorRT has to know; "
         "export it with a fixed height and width, or set accelerator: cuda."

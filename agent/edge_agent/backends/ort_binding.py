@@ -30,7 +30,8 @@ TYPES: dict[str, np.dtype[Any]] = {
         "int64": np.int64,
     }.items()
 }
-# Has the runtime neither record a run nor replay a recording (its onnxruntime_run_options_config_keys.h).
+# Has the CUDA provider neither record a run nor replay a recording (onnxruntime_run_options_config_keys.h). The TensorRT
+# provider does both whatever it says (IsGraphCaptured in tensorrt_execution_provider.cc), so is not told to record then.
 UNRECORDED = ("gpu_graph_id", "-1")
 
 
@@ -57,7 +58,7 @@ class Binding:
         self._input = ort.OrtValue.ortvalue_from_shape_and_type(list(first.shape), first.dtype, device, index)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(one.name, self._input)
-        self.fixed = _is_fixed(one) and all(map(_is_fixed, outputs))
+        self.fixed = fixed(session)
         self._outputs = [output.name for output in outputs]
         for output in outputs if self.fixed else ():
             value = ort.OrtValue.ortvalue_from_shape_and_type(output.shape, TYPES[output.type], device, index)
@@ -79,6 +80,11 @@ class Binding:
                 self._binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(self._binding, running)
         return list(self._binding.copy_outputs_to_cpu())
+
+
+def fixed(session: Any) -> bool:
+    """Return whether the shapes of all inputs and outputs of a session are fixed."""
+    return all(map(_is_fixed, [*session.get_inputs(), *session.get_outputs()]))
 
 
 def _check(tensor: NDArray[Any], dtype: np.dtype[Any], shape: Any) -> None:

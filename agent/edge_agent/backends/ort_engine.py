@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_agent.backends import Tell
 from edge_agent.backends.engines import EngineCache, EngineKey, digest_of
-from edge_agent.backends.ort_options import Engine, providers
+from edge_agent.backends.ort_options import Engine, environment, providers
 from edge_agent.errors import AcceleratorMissing
 from edge_agent.jobs import Progress, SessionOptions
 from edge_agent.packages import ModelFiles
@@ -60,6 +60,7 @@ def prepared(model: ModelFiles, options: SessionOptions, runtime: str, shape: st
 def _key(model: ModelFiles, options: SessionOptions, runtime: str, engine: Engine) -> EngineKey:
     gpu = options.gpu
     told = {name: value for name, value in providers(options, engine)[0][1].items() if name != "device_id"}
+    told |= environment(options)
     return EngineKey(
         digest_of(model), gpu.name, gpu.code, libraries.look().tensorrt, gpu.driver, {"onnxruntime": runtime, **told}
     )

@@ -1,9 +1,10 @@
 """What ONNX Runtime's messages mean: it raises many classes that share no base, and says the rest in words.
 
 Sources: its core/providers/cuda/cuda_call.cc ("CUDA failure 700: ... ; GPU=0 ; hostname=..."; CUBLAS, CUDNN and others the
-same), core/framework/bfc_arena.cc ("Failed to allocate memory for requested buffer of size"), core/session/
-inference_session.cc ("cannot use the graph capture feature"), python/onnxruntime_pybind_exceptions.cc (the classes), and
-the messages of the TensorRT provider, which all begin with "TensorRT EP".
+same), core/framework/bfc_arena.cc ("Failed to allocate memory for requested buffer of size", and above gpu_mem_limit
+"Available memory of 0 is smaller than requested bytes of 256"), core/session/inference_session.cc ("cannot use the graph
+capture feature"), python/onnxruntime_pybind_exceptions.cc (the classes), and the messages of the TensorRT provider, which
+all begin with "TensorRT EP".
 """
 
 import re
@@ -12,7 +13,7 @@ from edge_agent.errors import AcceleratorFailed, AcceleratorMissing, PackageRefu
 
 LONGEST = 300
 # How the runtime, and the system through it, say that there is no memory left: on a GPU the first is the GPU's.
-ARENA = re.compile("Failed to allocate memory")
+ARENA = re.compile(r"Failed to allocate memory|Available memory of \d+ is smaller than requested")
 OUT_OF_MEMORY = re.compile("bad_alloc|Cannot allocate memory")
 # A call to one of NVIDIA's libraries that failed, up to where the runtime tells of the machine and of its own source.
 NVIDIA_FAILURE = re.compile(r"\b[A-Z_]+ failure -?\d+: [^;]*")

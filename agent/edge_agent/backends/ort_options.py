@@ -94,6 +94,14 @@ def _tensorrt(options: SessionOptions, engine: Engine, graphs: bool) -> dict[str
     return chosen
 
 
+def environment(options: SessionOptions) -> dict[str, str]:
+    """Return what has to stand in a process's environment before its first session with the TensorRT provider.
+
+    That has no option for TensorFloat-32, which it uses (https://github.com/microsoft/onnxruntime/issues/26029).
+    """
+    return {"NVIDIA_TF32_OVERRIDE": "0"} if options.gpu.precision == "package" else {}
+
+
 def open_shape(name: str, shape: Sequence[object]) -> str:
     """Return the shape of an input as profiles have it, with a batch of one; "" where it is fixed, or cannot be known."""
     if all(isinstance(one, int) for one in shape) or not all(isinstance(one, int) for one in shape[1:]):

@@ -37,7 +37,7 @@ NUMBERS: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What goes into an engine and comes out of it: the input, with batch size 1, and the outputs in the model's order."""
+    """What goes into an engine and comes out of it: the input, one image where that is open, and the model's outputs."""
 
     input: str
     shape: tuple[int, ...]
@@ -67,7 +67,9 @@ def layout(trt: Any, engine: Any, outputs: Sequence[str]) -> Layout:
             f"{', '.join(map(shown, names))}."
         )
     shape = tuple(engine.get_tensor_shape(inputs[0]))
-    return Layout(inputs[0], (1, *shape[1:]), NUMBERS[types[0]], tuple(outputs), -1 in shape)
+    # A number that is fixed stays: the engine reads so many images from the GPU's memory, whatever was put there.
+    taken = (1, *shape[1:]) if -1 in shape else shape
+    return Layout(inputs[0], taken, NUMBERS[types[0]], tuple(outputs), -1 in shape)
 
 
 class Execution:

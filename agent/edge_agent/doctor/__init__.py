@@ -18,12 +18,14 @@ from edge_agent.state import StateFolder, default_folder
 
 # Seconds for who answers on the socket, less than for the rest, which goes on beside it.
 SOCKET_PATIENCE = 4.0
+# For the runtimes where there may be a GPU: a cold CUDA, and an engine that TensorRT builds.
+GPU_PATIENCE = 60.0
 DISTRIBUTIONS = ("vision-edge-agent", "grpcio", "numpy", "nvidia-ml-py")
 
 
 def examine(settings: Settings, warnings: Sequence[str] = ()) -> Report:
-    """Look at everything, within some seconds; `warnings` are sentences about the settings."""
-    look = probe.Look()
+    """Look at everything, within some seconds, a minute where there may be a GPU; `warnings` are sentences about the settings."""
+    look = probe.Look(runtimes=GPU_PATIENCE if gpus.driver_there() else probe.PATIENCE)
     answers = answering.look(settings.socket_path, SOCKET_PATIENCE)
     folder, refused = _state_folder(settings)
     users = Users(answers.server_uid, _owner(folder))

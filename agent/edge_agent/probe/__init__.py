@@ -48,9 +48,13 @@ class Device:
 class Look:
     """A look at the device that has begun; `finish` returns what was seen. Other work fits in between."""
 
-    def __init__(self, patience: float = PATIENCE) -> None:
-        """Begin to ask; the answers have `patience` seconds from now."""
-        self._give_up = time.monotonic() + patience
+    def __init__(self, patience: float = PATIENCE, runtimes: float = PATIENCE) -> None:
+        """Begin to ask; the driver's answer has `patience` seconds from now, the runtime's `runtimes`.
+
+        A runtime on a GPU takes longer: it loads CUDA's libraries, and TensorRT builds an engine.
+        """
+        now = time.monotonic()
+        self._give_up, self._runtime_gives_up = now + patience, now + runtimes
         self._gpu, self._runtime = Child("gpu"), Child("runtime")
 
     def finish(self, root: Path = Path("/")) -> Device:
@@ -61,5 +65,5 @@ class Look:
             gpu.told(*self._gpu.answers(self._give_up), proc),
             jetson.look(proc, sys, root / "etc", root / "dev"),
             libraries.look(),
-            runtime.told(*self._runtime.answers(self._give_up)),
+            runtime.told(*self._runtime.answers(self._runtime_gives_up)),
         )

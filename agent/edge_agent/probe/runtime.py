@@ -78,7 +78,8 @@ def told(lines: Sequence[Mapping[str, Any]], failed: str) -> Runtime:
 def answers() -> Iterator[Mapping[str, Any]]:
     """Yield version and providers, then how a session on each came out; called in a process of its own."""
     try:
-        ours = import_module("edge_agent.backends.onnxruntime")  # which switches off the telemetry of what is imported next
+        # It switches off the telemetry of what is imported next.
+        ours = import_module("edge_agent.backends.onnxruntime")
         import onnxruntime as ort
 
         ours.preload(ort)  # so that it looks where a worker does

@@ -205,7 +205,9 @@ class TestCuda:
         fake.preloaded = 1
         open_session(MODEL, GPU)
 
-    def test_external_data_is_given_in_memory(self, ort):
+    @pytest.mark.parametrize(("options", "beside"), [(GPU, True), (BUILT, False)])
+    def test_external_data_is_given_in_memory(self, ort, options, beside):
+        """Beside the model to CUDA's provider, and in it to TensorRT's."""
         import onnx
 
         proto = networks.mochi()
@@ -214,7 +216,8 @@ class TestCuda:
         onnx.external_data_helper.set_external_data(weights, "model.onnx.data", 0, len(data))
         weights.ClearField("raw_data")
         weights.data_location = TensorProto.EXTERNAL
-        session = open_session(ModelFiles(proto.SerializeToString(), {"model.onnx.data": data}), GPU)
+        session = open_session(ModelFiles(proto.SerializeToString(), {"model.onnx.data": data}), options)
+        assert ("external" in ort.settings[-1].entries) is beside
         assert_same(session.run(pictures()[0]), on_the_cpu(pictures()[0]))
 
     def test_pinned_memory_is_used_where_there_is_some(self, ort, monkeypatch):
@@ -311,6 +314,10 @@ class TestFailures:
                 Fail("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9"),
                 AcceleratorFailed,
             ),
+            (
+                Fail("BFCArena::AllocateRawInternal Available memory of 0 is smaller than requested bytes of 256"),
+                AcceleratorFailed,
+            ),
             (EPFail("TensorRT EP execution context enqueue failed."), AcceleratorFailed),
             (RuntimeError("std::bad_alloc"), MemoryError),
             (Fail("[ONNXRuntimeError] : 1 : FAIL : odd"), InferenceFailed),
@@ -390,6 +397,33 @@ class TestTensorRt:
         given = ort.opened[-1][TENSORRT]
         assert {given.get(f"trt_profile_{one}_shapes") for one in ("min", "opt", "max")} == {told}
         assert_same(session.run(pictures()[0]), on_the_cpu(pictures()[0]))
+
+    def test_nothing_is_recorded_where_a_shape_is_open(self, ort):
+        """TensorRT's provider replays a recording whatever a run says of it, and into tensors that are gone by then."""
+        model = ModelFiles(networks.mochi(dynamic=["batch", 3, 64, 72]).SerializeToString())
+        session, _ = self.told(ort, model=model)
+        assert ort.opened[-1][TENSORRT]["trt_cuda_graph_enable"] == "False"
+        assert session.run(pictures()[0])[0].shape == on_the_cpu(pictures()[0])[0].shape
+
+    def test_nothing_is_recorded_where_an_output_is_a_scalar(self, ort):
+        mean = helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)
+        floats = TensorProto.FLOAT
+        graph = helper.make_graph(
+            [mean],
+            "mean",
+            [helper.make_tensor_value_info("x", floats, [1, 4])],
+            [helper.make_tensor_value_info("y", floats, [])],
+        )
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        session, _ = self.told(ort, model=ModelFiles(proto.SerializeToString()))
+        assert ort.opened[-1][TENSORRT]["trt_cuda_graph_enable"] == "False"
+        assert session.run(np.full((1, 4), 2, np.float32))[0] == 2
+
+    @pytest.mark.parametrize(("precision", "override"), [("package", "0"), ("fp16", None)])
+    def test_floats_are_not_shortened_unless_that_is_wanted(self, ort, monkeypatch, precision, override):
+        monkeypatch.setattr(os, "environ", {})
+        self.told(ort, replace(BUILT, gpu=replace(BUILT.gpu, precision=precision)))
+        assert os.environ.get("NVIDIA_TF32_OVERRIDE") == override
 
     def test_a_size_that_is_left_open(self, ort):
         model = ModelFiles(networks.mochi(dynamic=["batch", 3, "height", "width"]).SerializeToString())

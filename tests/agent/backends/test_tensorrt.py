@@ -411,6 +411,15 @@ class TestShapes:
         same(again.run(noise(1)), [noise(1)])
         assert trt.builds == 1
 
+    def test_a_fixed_number_of_images_is_the_engines(self, trt):
+        """It would read that many, and beyond the memory for one."""
+        opened = session(identity([2, 3, 64, 64]))
+        with pytest.raises(InferenceFailed) as caught:
+            opened.run(noise())
+        assert caught.value.cause == "The engine's input is float32 2x3x64x64, and float32 1x3x64x64 was given."
+        pair = np.concatenate([noise(), noise(1)])
+        same(opened.run(pair), [pair])
+
     @pytest.mark.parametrize("shape", [[1, 3, "H", "W"], ["N", 3, "H", 64]])
     def test_an_open_size_is_refused(self, shape, trt):
         with pytest.raises(
