@@ -22,7 +22,13 @@ from support.users import I_AM_ROOT, agent_user
 
 HERE = Path(__file__).resolve().parent
 # The folders of tests that have a command of their own, and the mark by which it takes them.
-MARKS = {"greengrass": "components", "recipes": "components", "gpu": "gpu", "accelerators": "accelerators"}
+MARKS = {
+    "greengrass": "components",
+    "recipes": "components",
+    "gpu": "gpu",
+    "accelerators": "accelerators",
+    "prometheus": "prometheus",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

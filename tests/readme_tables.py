@@ -66,7 +66,12 @@ def shown(key: str, value: object) -> str:
 
 def render(text: str) -> str:
     """Return the README with its tables renewed."""
-    tables = {"backends": backends_table.table, "settings": settings, **{name: partial(kept, name) for name in BENCHMARKS}, "promises": promises}
+    tables = {
+        "backends": backends_table.table,
+        "settings": settings,
+        **{name: partial(kept, name) for name in BENCHMARKS},
+        "promises": promises,
+    }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: {NOTE} -->\n", f"<!-- /{name} -->"
         before, found, rest = text.partition(begin)

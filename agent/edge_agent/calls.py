@@ -77,6 +77,15 @@ class CallQueue:
         with self._lock:
             self._limit = most
 
+    def status(self) -> dict[str, int]:
+        """Return how many wait, how many may, and how many have their turn."""
+        with self._lock:
+            return {
+                "waiting": len(self._waiting),
+                "limit": self._limit,
+                "in_flight": self._slots - len(self._free),
+            }
+
     def enter(self, deadline: float | None, turn: Turn) -> None:
         """Return when it is the caller's turn, in `turn.slot`; `leave` must follow.
 

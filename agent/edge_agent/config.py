@@ -31,6 +31,7 @@ from pydantic_settings import (
 from edge_agent import address, settings_file
 from edge_agent.accelerators import Wanted
 from edge_agent.errors import AgentRefused, printable
+from edge_agent.exporter import address as loopback
 from edge_agent.jobs import Precision
 from edge_agent.log import LogSettings
 from edge_agent.packages import Rules
@@ -277,6 +278,16 @@ class Settings(BaseSettings):
         gt=0,
         description="Bytes after which the log file is renamed; there are never more than two.",
     )
+    metrics_address: str | None = Field(
+        None,
+        description="Address that metrics for Prometheus are served on, as 127.0.0.1:9464: of this machine only, to any of its "
+        "users. Needs the extra `metrics`.",
+    )
+    metrics_file: Path | None = Field(
+        None,
+        description="File that the same metrics are written to every 15 s, for node_exporter, which reads names that end in "
+        "`.prom`. Needs the extra `metrics`.",
+    )
     model_settings: dict[str, ModelSettings] = Field(
         {},
         description="Settings of single models by name: threads, slots, spinning, cpus, queue_limit, call_timeout, memory, "
@@ -288,6 +299,11 @@ class Settings(BaseSettings):
     def _socket_has_a_path(cls, value: str) -> str:
         address.socket_path(value)
         return value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _metrics_stay_here(cls, value: str | None) -> str | None:
+        return None if value is None else str(loopback.parse(value))
 
     @field_validator("socket_group")
     @classmethod
@@ -305,7 +321,9 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("models", "registry_roots", "registry", "scan", "state_dir", "log_file", mode="before")
+    @field_validator(
+        "models", "registry_roots", "registry", "scan", "state_dir", "log_file", "metrics_file", mode="before"
+    )
     @classmethod
     def _folders_have_names(cls, value: object) -> object:
         if value == "" or (isinstance(value, list | tuple) and "" in value):

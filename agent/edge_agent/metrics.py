@@ -1,10 +1,42 @@
-"""What the agent counts, in one object: calls by model, code and reason, and what became of the workers."""
+"""What the agent counts, in one object: calls by model, code and reason, how long they took, what became of the workers."""
 
 import threading
+import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
+from edge_agent.errors import CannotKeepUp, InvalidArgument
+from edge_agent.histograms import Histogram
 from edge_agent.jobs import STAGES
+
+DETECT = "DetectAnomalies"
+OK = "OK"
+# What is told of a judged image: how long it waited for its turn, and then each of the worker's stages.
+PHASES = ("queue", *STAGES)
+LONGEST_ERROR = 300
+
+
+@dataclass(frozen=True)
+class _Error:
+    """What went wrong last, and when (time.time)."""
+
+    code: str
+    reason: str
+    text: str
+    at: float
+
+    def json(self) -> dict[str, str]:
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.at))
+        return {"time": when, "code": self.code, "reason": self.reason, "text": self.text}
+
+
+class _Judged:
+    """The images of one model that were judged."""
+
+    def __init__(self) -> None:
+        self.anomalous = 0
+        self.phases = [Histogram() for _ in PHASES]
 
 
 class Metrics:
@@ -14,42 +46,76 @@ class Metrics:
         self._lock = threading.Lock()
         self._calls: Counter[tuple[str, str, str, str]] = Counter()
         self._events: Counter[tuple[str, str]] = Counter()
+        self._restarts: Counter[str] = Counter()
         self._queue_longest: dict[str, int] = {}
-        self._stages: dict[str, list[float]] = {}
+        self._judged: dict[str, _Judged] = {}
+        self._answered: dict[str, Histogram] = {}
+        self._rejected: dict[str, Histogram] = {}
+        self._errors: dict[str, _Error] = {}
         self._bytes_received = 0
 
-    def called(self, rpc: str, model: str, code: str, reason: str, received: int) -> None:
-        """Count a call that was answered, and the bytes of its request."""
+    def called(
+        self, rpc: str, model: str, code: str, reason: str, received: int, seconds: float = 0.0, text: str = ""
+    ) -> None:
+        """Count a call that was answered: the bytes of its request, the seconds since its handler was entered.
+
+        `text` is what its caller was told of what went wrong.
+        """
         with self._lock:
             self._calls[rpc, model, code, reason] += 1
             self._bytes_received += received
+            if code != OK:
+                if model:
+                    self._errors[model] = _Error(code, reason, text[:LONGEST_ERROR], time.time())
+                if rpc == DETECT and reason == CannotKeepUp.reason:
+                    _of(self._rejected, model).add(seconds)
+            elif rpc == DETECT:
+                _of(self._answered, model).add(seconds)
 
-    def judged(self, model: str, queue: float, stages: tuple[float, ...]) -> None:
+    def judged(self, model: str, queue: float, stages: tuple[float, ...], *, anomalous: bool = False) -> None:
         """Count an image that was judged: the seconds it waited for its turn, and those of each of the worker's STAGES."""
         with self._lock:
-            sums = self._stages.setdefault(model, [0.0] * (2 + len(stages)))
-            for place, value in enumerate((1, queue, *stages)):
-                sums[place] += value
+            found = self._judged.get(model)
+            if found is None:
+                found = self._judged[model] = _Judged()
+            found.anomalous += anomalous
+            for histogram, seconds in zip(found.phases, (queue, *stages), strict=True):
+                histogram.add(seconds)
 
     def stages(self, model: str) -> dict[str, float]:
         """Return how many images of a model were judged, and the sums of the seconds of each stage, the queue first."""
-        names = ("calls", "queue", *STAGES)
         with self._lock:
-            sums = self._stages.get(model, [0.0] * len(names))
-            return dict(zip(names, [int(sums[0]), *sums[1:]], strict=True))
+            found = self._judged.get(model) or _Judged()
+            return {
+                "calls": sum(found.phases[0].counts),
+                **{name: one.total for name, one in zip(PHASES, found.phases, strict=True)},
+            }
 
-    def happened(self, event: str, model: str) -> None:
+    def happened(self, event: str, model: str, text: str = "") -> None:
         """Count what happened to a model's worker: started, died, hung, swapped for a new version's, or fell_back.
 
-        It fell back when it was loaded on something else than what would have come first.
+        It fell back when it was loaded on something else than what would have come first. `text` is for operators, where
+        something went wrong.
         """
         with self._lock:
             self._events[event, model] += 1
+            if text:
+                self._errors[model] = _Error("", event, text[:LONGEST_ERROR], time.time())
+
+    def restarted(self, model: str) -> None:
+        """Count a worker that took the place of one that had died."""
+        with self._lock:
+            self._restarts[model] += 1
 
     def queued(self, model: str, length: int) -> None:
         """Note how many calls wait for a model; the most are kept."""
         with self._lock:
             self._queue_longest[model] = max(length, self._queue_longest.get(model, 0))
+
+    def answered(self) -> dict[str, tuple[int, ...]]:
+        """Return the counts of how long good detections took, by model, as a Histogram has them."""
+        with self._lock:
+            return {model: tuple(one.counts) for model, one in self._answered.items()}
 
     def snapshot(self) -> dict[str, Any]:
         """Return all of it as it would be written as JSON."""
@@ -64,6 +130,35 @@ class Metrics:
             return {
                 "calls": calls,
                 "workers": workers,
+                "restarts": dict(sorted(self._restarts.items())),
                 "queue_longest": dict(sorted(self._queue_longest.items())),
+                "images": self._images(),
+                "latency": {model: one.json() for model, one in sorted(self._answered.items())},
+                "rejections": {model: one.json() for model, one in sorted(self._rejected.items())},
+                "last_errors": {model: one.json() for model, one in sorted(self._errors.items())},
                 "bytes_received": self._bytes_received,
             }
+
+    def _images(self) -> dict[str, dict[str, Any]]:
+        """Return what became of each model's images; the lock must be held."""
+        images: dict[str, dict[str, Any]] = {
+            model: {
+                "processed": sum(one.phases[0].counts),
+                "anomalous": one.anomalous,
+                "invalid": 0,
+                "phases": {name: phase.json() for name, phase in zip(PHASES, one.phases, strict=True)},
+            }
+            for model, one in self._judged.items()
+        }
+        for (rpc, model, _, reason), count in self._calls.items():
+            if rpc == DETECT and model and reason == InvalidArgument.reason:
+                found = images.setdefault(model, {"processed": 0, "anomalous": 0, "invalid": 0, "phases": {}})
+                found["invalid"] += count
+        return dict(sorted(images.items()))
+
+
+def _of(histograms: dict[str, Histogram], model: str) -> Histogram:
+    found = histograms.get(model)
+    if found is None:
+        found = histograms[model] = Histogram()
+    return found

@@ -135,6 +135,7 @@ class Model:
             "fallback": (worker.fallback if worker else "") or None,
             "worker_pid": worker.pid if worker else None,
             "options": {name: getattr(self._planner.chosen, name) for name in TUNABLE} if worker else None,
+            "queue": serving.queue if serving else None,
             "stages": self._metrics.stages(self.name),
         }
 
@@ -335,6 +336,7 @@ class Model:
         """Go on with settings that changed while the agent runs: a queue at once, all else with the next worker."""
         with self._lock:
             self._settings = settings
+            self._planner.adopt(settings)
             if self._starter:
                 self._starter.limit(self._limits())
             if self._serving:

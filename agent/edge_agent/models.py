@@ -128,6 +128,8 @@ class Models:
         with self._scanning:  # which makes models, by the settings that it finds
             self._settings = settings
             self._ledger.reserve(int(settings.memory_reserve))
+            self._ways.adopt(settings)
+            self._spawner.write_log(settings.log_as)
             for model in self.all():
                 model.adopt(settings)
 

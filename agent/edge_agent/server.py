@@ -1,30 +1,40 @@
 """The life of the agent's process: claim the socket, serve, drain, exit."""
 
+import contextlib
 import logging
 import math
 import os
 import resource
 import signal
 import time
+from collections.abc import Iterator
 from concurrent import futures
 from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from edge_agent import bitmaps, log, malloc, readiness, state
+from edge_agent import bitmaps, log, malloc, readiness, state, watchdog
 from edge_agent.accepted import AcceptedCalls
 from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
+from edge_agent.exporter import Exporter
+from edge_agent.exporter import address as loopback
+from edge_agent.live import Live
 from edge_agent.metrics import Metrics
 from edge_agent.models import Models
+from edge_agent.nucleus import Follower, Nucleus
+from edge_agent.recent import Recent
 from edge_agent.registry import Registry
 from edge_agent.status import StatusFile
 from edge_agent.supervisor import Spawner
+from edge_agent.trimming import Trimmer
 from edge_agent.tuned import Tuned
 from edge_agent.unix_socket import ServedSocket
 
 if TYPE_CHECKING:
     import grpc
+
+    from edge_agent.health import Health
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +143,18 @@ class Agent:
             metrics = Metrics()
             tuned = Tuned(folder.tuned_file())
             models = Models(settings, spawner, folder.running_models(), metrics, registry, tuned)
-            status = StatusFile(folder.status_file(), lambda: self._status(models, metrics))
+            recent = Recent(metrics.answered)
+            status = StatusFile(
+                folder.status_file(), lambda: {**self._status(models, metrics), "recent": recent.look()}
+            )
+            exporter = self._exporter(models, metrics)
             try:
+                exporter.start()
                 self._serve(models, served, metrics, status)
             finally:
                 models.close()
                 status.close()
+                exporter.close()
         finally:
             served.release()
             folder.release()
@@ -159,6 +175,11 @@ class Agent:
         registry.make()
         return registry
 
+    def _exporter(self, models: Models, metrics: Metrics) -> Exporter:
+        settings = self._settings
+        address = settings.metrics_address and loopback.parse(settings.metrics_address)
+        return Exporter(address or None, settings.metrics_file, lambda: self._status(models, metrics))
+
     def _status(self, models: Models, metrics: Metrics) -> dict[str, object]:
         agent = {
             "pid": os.getpid(),
@@ -171,7 +192,7 @@ class Agent:
     def _serve(self, models: Models, served: ServedSocket, metrics: Metrics, status: StatusFile) -> None:
         models.scan()  # before the socket is there: a model that is deployed is never NOT_FOUND
         accepted = AcceptedCalls(2 * self._threads)
-        server = self._build(models, metrics, accepted)
+        server, health = self._build(models, metrics, accepted)
         served.bind(server.add_insecure_port)
         server.start()
         status.keep()  # before anybody can know that there is an agent
@@ -181,10 +202,14 @@ class Agent:
         models.start_wanted()
         models.watch()
         readiness.tell()
-        self._ending.wait()
+        with self._following(models):
+            with watchdog.watched(self._settings.socket_path):
+                self._ending.wait()
+            readiness.tell_end()
         logger.info("Ending: accepted calls have %g s to finish.", self._settings.drain_timeout)
         models.fall_silent()
         served.release()
+        health.end()
         # Not `server.stop` with its grace: gRPC closes a connection with its last call, and a client that is just writing
         # finds that out before it has read the answer.
         accepted.refuse()
@@ -198,17 +223,40 @@ class Agent:
         left = max(0.0, give_up - time.monotonic())
         server.stop(left).wait(left)
 
-    def _build(self, models: Models, metrics: Metrics, accepted: AcceptedCalls) -> "grpc.Server":
+    @contextlib.contextmanager
+    def _following(self, models: Models) -> Iterator[None]:
+        """Let the component's configuration change what can change, for so long, where a nucleus started the agent."""
+        nucleus = Nucleus.of_environment()
+        if nucleus is None:
+            yield
+            return
+
+        def adopt(settings: Settings) -> None:
+            log.set_level(settings.log_level)
+            models.adopt(settings)
+
+        follower = Follower(nucleus, Live(self._settings, adopt).take)
+        follower.start()
+        try:
+            yield
+        finally:
+            follower.close()
+
+    def _build(self, models: Models, metrics: Metrics, accepted: AcceptedCalls) -> "tuple[grpc.Server, Health]":
         # What gRPC's core prints of malformed headers, past our log, anybody may cause as often as they like.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
-        from edge_agent.service import EdgeAgentService, handlers
+        from edge_agent import health, service
 
         # A waiting call holds a thread, so control calls get threads that detections can never take.
         pool = futures.ThreadPoolExecutor(self._threads, thread_name_prefix="call")
         server = grpc.server(pool, options=GRPC_OPTIONS)
-        server.add_generic_rpc_handlers(
-            (handlers(EdgeAgentService(models, accepted, self._settings.inline_mask_limit), metrics, accepted),)
-        )
-        return server
+        calls = service.EdgeAgentService(models, accepted, self._settings.inline_mask_limit)
+        healthy = health.Health(models)
+        trimmer = Trimmer()
+        if self._settings.message_memory == "return":
+            trimmer.start()
+        handlers = service.handlers(calls, metrics, accepted, trimmer)
+        server.add_generic_rpc_handlers((handlers, health.handlers(healthy)))
+        return server, healthy

@@ -4,6 +4,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -22,6 +23,7 @@ from edge_agent.log import LIMITED
 from edge_agent.manifest import Manifest
 from edge_agent.metrics import Metrics
 from edge_agent.models import Models
+from edge_agent.trimming import Trimmer
 
 logger = logging.getLogger(__name__)
 
@@ -145,22 +147,31 @@ def describe(
     return Job(image, mask)
 
 
-def handlers(service: EdgeAgentService, metrics: Metrics, accepted: AcceptedCalls) -> grpc.GenericRpcHandler:
+def handlers(
+    service: EdgeAgentService, metrics: Metrics, accepted: AcceptedCalls, trimmer: Trimmer
+) -> grpc.GenericRpcHandler:
     """Return the service as gRPC takes it."""
     requests = itertools.count(1)
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
             rpc: grpc.unary_unary_rpc_method_handler(
-                _boundary(rpc, getattr(service, rpc), _parser(rpc, request_class), requests, metrics, accepted),
+                _boundary(
+                    rpc, getattr(service, rpc), _parser(rpc, request_class), requests, metrics, accepted, trimmer
+                ),
                 # Requests are parsed within the boundary, so that bytes which are no request get a clear answer; in a
                 # list, so that they can be let go of there while gRPC still holds the list.
-                request_deserializer=lambda data: [data],
+                request_deserializer=partial(_received, trimmer),
                 response_serializer=_bytes_of,
             )
             for rpc, (request_class, _) in METHODS.items()
         },
     )
+
+
+def _received(trimmer: Trimmer, data: bytes) -> list[bytes]:
+    trimmer.received(len(data))
+    return [data]
 
 
 def _bytes_of(response: Response) -> bytes:
@@ -191,6 +202,7 @@ def _boundary(
     requests: "itertools.count[int]",
     metrics: Metrics,
     accepted: AcceptedCalls,
+    trimmer: Trimmer,
 ) -> Callable[[list[bytes], grpc.ServicerContext], Response]:
     """Wrap a call: every error becomes a documented code with a sentence, anything unknown INTERNAL with a request id."""
 
@@ -219,12 +231,15 @@ def _boundary(
                 logger.exception("request %s %s %s failed unexpectedly", request_id, rpc, shown(name), extra=LIMITED)
                 details = f"Internal error; the agent's log has the cause under request {request_id}."
         else:
-            metrics.called(rpc, name, "OK", "", size)
+            metrics.called(rpc, name, "OK", "", size, time.monotonic() - begin)
             _log(request_id, rpc, name, begin, "OK")
+            trimmer.answered(size)
             return response
         # Names that nobody deployed are counted as one: anybody can make up more.
-        metrics.called(rpc, "" if reason in NAMELESS else name, code.name, reason, size)
+        took = time.monotonic() - begin
+        metrics.called(rpc, "" if reason in NAMELESS else name, code.name, reason, size, took, details)
         _log(request_id, rpc, name, begin, f"{code.name}: {details}")
+        trimmer.answered(size)
         context.abort(STATUS[code], details)
         raise AssertionError("unreachable: abort raises")
 

@@ -203,9 +203,9 @@ class Serving:
 
         """
         arrived = time.monotonic()
-        self._queue.enter(deadline, turn)
-        entered = time.monotonic()
         try:
+            self._queue.enter(deadline, turn)
+            entered = time.monotonic()
             while True:
                 with self._lock:
                     worker, found = self._worker, self._found

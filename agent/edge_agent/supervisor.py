@@ -79,6 +79,10 @@ class Spawner:
         if len(os.fsencode(folder)) <= LONGEST_FOLDER:
             tempfile.tempdir = str(folder)
 
+    def write_log(self, log_as: LogSettings) -> None:
+        """Have the workers that are started from now on write their log lines so."""
+        self._log_as = log_as
+
     def start(self) -> None:
         """Start the forkserver; it imports the runtime while the agent goes on."""
         self._context.set_forkserver_preload(["edge_agent._preload"])

@@ -20,8 +20,8 @@ from model_packager.wheels import MACHINES, Kind, Tell, Wheel
 SOURCE = Path("recipes", "agent")
 TEMPLATE, PROTO = "recipe.yaml", "proto_zip.py"
 SCRIPTS = ("install.sh", "run.sh")
-# What tells the nucleus that the agent runs is in every component.
-ALWAYS = "greengrass"
+# What tells the nucleus that the agent runs, and what its metrics need, is in every component.
+ALWAYS = ("greengrass", "metrics")
 OLDEST = (1980, 1, 1, 0, 0, 0)
 
 
@@ -49,9 +49,9 @@ class Order:
     gdk: bool = False
 
     @property
-    def extras(self) -> tuple[str, str]:
+    def extras(self) -> tuple[str, ...]:
         """The extras of our own wheel that the devices get."""
-        return self.variant, ALWAYS
+        return self.variant, *ALWAYS
 
 
 @dataclass(frozen=True)

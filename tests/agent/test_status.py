@@ -1,12 +1,20 @@
 """What an agent says of itself: the file in its state folder, and `edge-agent status`, which reads it."""
 
+import fcntl
 import json
 import os
+import pty
+import re
+import select
 import signal
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,6 +23,17 @@ from click.testing import CliRunner
 
 from edge_agent import state, status
 from edge_agent.cli import command
+from edge_agent.cli.watching import (
+    HIDE_CURSOR,
+    HOME,
+    NO_WRAP,
+    OTHER_SCREEN,
+    OWN_SCREEN,
+    SHOW_CURSOR,
+    TO_LINE_END,
+    TO_SCREEN_END,
+    WRAP,
+)
 from edge_agent.status import StatusFile
 from support import hanging, packages
 from support.agent import Agent, environment, serving
@@ -22,6 +41,7 @@ from support.calls import INTERNAL, OK, outcome, request
 from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
 
+EVENTS = ("RESTARTS", "DIED", "HUNG", "SWAPPED")
 PIXELS = bytes(3 * 64 * 64)
 SOCKET = "/tmp/no-agent-is-here.sock"
 CALLS = [
@@ -42,13 +62,20 @@ FOUND = {
             "provider": "CPU",
             "accelerator": "cpu",
             "fallback": "Runs on the CPU, since it cannot run on CUDA.",
-            "worker_pid": 7,
+            "worker_pid": os.getpid(),
+            "queue": {"waiting": 2, "limit": 16, "in_flight": 1},
         },
         {"model": "part", "version": "1.0.0", "state": "FAILED", "message": "no", "provider": None, "worker_pid": None},
     ],
     "calls": CALLS,
     "workers": {"board": {"started": 4, "died": 3, "hung": 1, "swapped": 1}},
+    "restarts": {"board": 2},
     "queue_longest": {"board": 2},
+    "recent": {"board": {"calls": 125, "calls_per_s": 12.5, "p50": 0.0081, "p99": 0.0124}},
+    "last_errors": {
+        "board": {"time": "2026-01-02T03:14:05Z", "code": "INTERNAL", "reason": "hung", "text": "It hung."},
+        "gone": {"time": "2026-01-02T03:14:05Z", "code": "INTERNAL", "reason": "hung", "text": "It hung."},
+    },
     "bytes_received": 123,
 }
 
@@ -159,22 +186,66 @@ class TestCommand:
         kept(FOUND)
         code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
         assert code == 0
-        assert click.unstyle(output).splitlines() == [
-            f"Edge Agent 1.3.0, pid {os.getpid()}, since 2026-01-02T03:04:05Z, on {SOCKET}",
-            "MODEL  VERSION  STATUS   RUNS ON         CALLS  FAILED  STARTED  DIED  HUNG  SWAPPED",
-            "board  2.0.0    RUNNING  cpu (fallback)   1203       3        4     3     1        1",
-            "part   1.0.0    FAILED   -                   0       0        0     0     0        0",
+        lines = click.unstyle(output).splitlines()
+        megabytes = re.fullmatch(
+            r"Memory \d+ MB: (\d+) MB the front process, \1 MB 1 worker, (-|\d+) MB what starts them", lines.pop(1)
+        )[1]
+        assert lines[0] == f"Edge Agent 1.3.0, pid {os.getpid()}, since 2026-01-02T03:04:05Z, on {SOCKET}"
+        assert [re.split("  +", line) for line in lines[1:4]] == [
+            [
+                *(
+                    "MODEL",
+                    "VERSION",
+                    "STATUS",
+                    "RUNS ON",
+                    "CALLS",
+                    "FAILED",
+                    "PER S",
+                    "P50 MS",
+                    "P99 MS",
+                    "QUEUE",
+                    "MB",
+                ),
+                *EVENTS,
+            ],
+            [
+                *("board", "2.0.0", "RUNNING", "cpu (fallback)", "1203", "3", "12.5", "8.1", "12.4", "2/16", megabytes),
+                *"2311",
+            ],
+            [*("part", "1.0.0", "FAILED", "-", "0", "0", "-", "-", "-", "-", "-"), *"0000"],
+        ]
+        assert {len(line) for line in lines[1:4]} == {len(lines[1])}, "what is a number ends below its head"
+        assert lines[4:] == [
+            "",
+            "part is FAILED: no",
+            "",
+            "MODEL  LAST ERROR            REASON  SAID",
+            "board  2026-01-02T03:14:05Z  hung    It hung.",
+        ]
+
+    def test_of_an_agent_that_tells_less(self, tmp_path, kept):
+        """One that was started before this version was installed."""
+        models = [{key: value for key, value in one.items() if key != "queue"} for one in FOUND["models"]]
+        kept({"agent": FOUND["agent"], "models": models, "calls": CALLS, "workers": FOUND["workers"]})
+        code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
+        assert code == 0
+        assert click.unstyle(output).splitlines()[3].split()[:10] == [
+            *("board", "2.0.0", "RUNNING", "cpu", "(fallback)", "1203", "3", "-", "-", "-")
         ]
 
     def test_json(self, tmp_path, kept):
         kept(FOUND)
         code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path), "--json")
-        assert (code, json.loads(output)) == (0, FOUND)
+        found = json.loads(output)
+        memory = found.pop("memory")
+        assert (code, found) == (0, FOUND)
+        assert memory["front"] > 10 << 20
+        assert memory["workers"]["board"] == pytest.approx(memory["front"], rel=0.1)
 
     def test_no_models(self, tmp_path, kept):
         kept({**FOUND, "models": []})
         code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
-        assert (code, output.splitlines()[1:]) == (0, ["No models are deployed."])
+        assert (code, output.splitlines()[2]) == (0, "No models are deployed.")
 
     @pytest.mark.parametrize("form", ["unix://{}", "unix:{}", "{}"])
     def test_every_form_of_the_address_and_the_variables(self, tmp_path, kept, form, monkeypatch):
@@ -253,6 +324,17 @@ class TestCommand:
         assert "Traceback" not in output
 
 
+def read_until(terminal: int, enough: Callable[[str], bool]) -> str:
+    """Return what is written to a terminal, once it is enough."""
+    seen = b""
+    give_up = time.monotonic() + 60
+    while not enough(seen.decode(errors="replace")):
+        ready, _, _ = select.select([terminal], [], [], max(0.0, give_up - time.monotonic()))
+        assert ready, f"this is all that was written: {seen!r}"
+        seen += os.read(terminal, 1 << 16)
+    return seen.decode().replace("\r\n", "\n")
+
+
 class TestOfAnAgent:
     def status_of(self, agent: Agent, *arguments: str, **popen) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -282,6 +364,9 @@ class TestOfAnAgent:
             until(lambda: agent.calls("board") == 4, "the calls are counted")
             found = json.loads(self.status_of(agent, "--json").stdout)
             assert found["workers"] == {"board": {"started": 2, "died": 1}}
+            until(lambda: agent.status()["restarts"] == {"board": 1}, "the restart is counted")
+            assert found["images"]["board"]["processed"] == found["latency"]["board"]["count"] == 3
+            assert (found["images"]["board"]["anomalous"], found["images"]["board"]["invalid"]) == (0, 1)
             assert [one for one in found["calls"] if one["rpc"] == "DetectAnomalies"] == [
                 {"rpc": "DetectAnomalies", "model": "", "code": "NOT_FOUND", "reason": "name", "count": 2},
                 {
@@ -301,7 +386,14 @@ class TestOfAnAgent:
             assert found["models"][0]["worker_pid"] in (None, *agent.workers())
             lines = click.unstyle(self.status_of(agent).stdout).splitlines()
             assert lines[0].startswith("Edge Agent ")
-            assert lines[2].split() == ["board", "0.0.0", "RUNNING", "cpu", "4", "1", "2", "1", "0", "0"]
+            row = dict(zip(re.split("  +", lines[2]), re.split("  +", lines[3]), strict=True))
+            assert row.pop("MB") == "-" or 5 < int(re.split("  +", lines[3])[10]) < 200
+            # Of late, which on a slow machine was long ago.
+            late = [row.pop(key) for key in ("PER S", "P50 MS", "P99 MS")]
+            assert late == ["-"] * 3 or (float(late[0]) > 0 and 0 < float(late[1]) <= float(late[2]))
+            assert list(row.values()) == ["board", "0.0.0", "RUNNING", "cpu", "4", "1", "0/16", *"1100"]
+            assert [line.split()[:2] for line in lines[-1:]] == [["board", found["last_errors"]["board"]["time"]]]
+            assert found["last_errors"]["board"]["reason"] == "died"
             assert agent.stop() == 0
             assert "has ended" in self.status_of(agent).stderr
 
@@ -323,6 +415,56 @@ class TestOfAnAgent:
             failed = {one["reason"]: one["count"] for one in agent.status()["calls"] if one["code"] == "INTERNAL"}
             assert failed == {"hung": 1, "crashed": 1}
             assert (agent.counted("board", "hung"), agent.counted("board", "died")) == (1, 1)
+
+    def test_watching_draws_in_place_on_a_terminal(self, folder):
+        """On a screen of its own, which is left in order when it is interrupted; a line ends at the edge."""
+        packages.segmenter(folder / "models" / "board")
+        with serving(folder / "models") as agent:
+            master, slave = pty.openpty()
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 4, 40, 0, 0))
+            watcher = self.watcher(agent, "--watch", "0.1", stdin=slave, stdout=slave, stderr=slave)
+            os.close(slave)
+            seen = read_until(master, lambda text: text.count(HOME) >= 3)
+            agent.run_model("board")
+            seen += read_until(master, lambda text: "RUNNING" in text)
+            watcher.send_signal(signal.SIGINT)
+            seen += read_until(master, lambda text: OWN_SCREEN in text)
+            assert watcher.wait(30) == 0
+            os.close(master)
+        assert seen.startswith(f"{OTHER_SCREEN}{HIDE_CURSOR}{NO_WRAP}{HOME}Edge Agent ")
+        assert seen.endswith(f"{WRAP}{SHOW_CURSOR}{OWN_SCREEN}")
+        for frame in seen.removesuffix(f"{WRAP}{SHOW_CURSOR}{OWN_SCREEN}").split(HOME)[1:]:
+            assert frame.endswith(f"{TO_LINE_END}{TO_SCREEN_END}")
+            assert frame.count("\n") == 3, "no more lines than the terminal has"
+        assert "Traceback" not in seen
+
+    def test_watching_without_a_terminal_prints_one_below_the_other(self, folder):
+        with serving(folder) as agent:
+            watcher = self.watcher(agent, "--watch", "0.1", stdout=subprocess.PIPE)
+            lines = [watcher.stdout.readline().decode() for _ in range(9)]
+            watcher.send_signal(signal.SIGINT)
+            rest = watcher.communicate(timeout=30)[0].decode()
+            assert watcher.returncode == 0
+        assert [line[:10] for line in lines] == ["Edge Agent", "Memory " + lines[1][7:10], "No models "] * 3
+        assert "\x1b" not in "".join(lines) + rest
+
+    def test_watching_as_json_goes_on_when_the_agent_ends(self, folder):
+        """Whoever restarts it may be watching it: each look is a line of JSON."""
+        with serving(folder) as agent:
+            watcher = self.watcher(agent, "--watch", "0.1", "--json", stdout=subprocess.PIPE)
+            assert json.loads(watcher.stdout.readline())["agent"]["pid"] == agent.pid
+            agent.stop()
+            until(lambda: "has ended" in json.loads(watcher.stdout.readline()).get("error", ""), "its end is told")
+            watcher.send_signal(signal.SIGINT)
+            watcher.communicate(timeout=30)
+            assert watcher.returncode == 0
+
+    def watcher(self, agent: Agent, *arguments: str, **popen) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "edge_agent", "status", "--state-dir", str(agent.folder / "state"), *arguments],
+            env=environment(EDGE_AGENT_SOCKET=str(agent.socket), TERM="xterm"),
+            **popen,
+        )
 
     @pytest.mark.two_uids
     @pytest.mark.skipif(not I_AM_ROOT, reason="needs root, to act as two users")

@@ -109,7 +109,9 @@ def checkout(tmp_path_factory, index) -> Path:
 def own(tmp_path) -> Wheel:
     folder = tmp_path / "own"
     folder.mkdir()
-    return Wheel(requiring(folder, "vision_edge_agent", VERSION, *NEEDS, extras=("cpu", "cuda", "greengrass")))
+    return Wheel(
+        requiring(folder, "vision_edge_agent", VERSION, *NEEDS, extras=("cpu", "cuda", "greengrass", "metrics"))
+    )
 
 
 @pytest.fixture
@@ -128,7 +130,9 @@ def silent(_: str) -> None:
 def of_each(tmp_path_factory, index, checkout) -> dict[Kind, list[Wheel]]:
     """What each kind of device gets."""
     folder = tmp_path_factory.mktemp("of-each")
-    own = Wheel(requiring(folder, "vision_edge_agent", VERSION, *NEEDS, extras=("cpu", "cuda", "greengrass")))
+    own = Wheel(
+        requiring(folder, "vision_edge_agent", VERSION, *NEEDS, extras=("cpu", "cuda", "greengrass", "metrics"))
+    )
     with only(index):
         pins = wheels.read_pins(checkout / "constraints.txt")
         return {kind: fetched(own, pins, kind, folder) for kind in KINDS}
@@ -462,7 +466,7 @@ def test_the_variant(checkout, tmp_path):
     recipe = yaml.safe_load(made.recipe.read_text())
     assert recipe["ComponentConfiguration"]["DefaultConfiguration"]["Variant"] == "cuda"
     assert {one["Uri"].split("/")[2] for one in recipe["Manifests"][0]["Artifacts"]} == {"acme"}
-    assert parsed((made.artifacts / "wheels.lock").read_text())[0][0].extras == {"cuda", "greengrass"}
+    assert parsed((made.artifacts / "wheels.lock").read_text())[0][0].extras == {"cuda", "greengrass", "metrics"}
 
 
 @pytest.mark.parametrize("there", [f"recipes/{AGENT_COMPONENT}-{VERSION}.yaml", f"{ARTIFACTS}/anything"])

@@ -734,7 +734,7 @@ def real_device(tmp_path_factory) -> Iterator[Device]:
     """A device with the agent of this checkout, installed offline; takes 12 s on two cores."""
     with new_root() as made:
         device = Device(made, "lite", SocketGroup="", LogLevel="debug").deploy(tmp_path_factory.mktemp("none"))
-        for name in needed_by("vision-edge-agent[cpu,greengrass]"):
+        for name in needed_by("vision-edge-agent[cpu,greengrass,metrics]"):
             repack(name, device.artifacts)
         write_lock(device.artifacts)
         if agent_user() == MYSELF and I_AM_ROOT:

@@ -19,6 +19,10 @@ from typing import Any
 TOKEN = "token-of-the-component"
 SOCKET_VARIABLE = "AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT"
 UPDATE_STATE = "aws.greengrass#UpdateState"
+GET_CONFIGURATION = "aws.greengrass#GetConfiguration"
+SUBSCRIBE = "aws.greengrass#SubscribeToConfigurationUpdate"
+UPDATES = "aws.greengrass#ConfigurationUpdateEvents"
+COMPONENT = "aws.iot.lookoutvision.EdgeAgent"
 
 PRELUDE = struct.Struct(">III")
 CHECKSUM = struct.Struct(">I")
@@ -123,8 +127,12 @@ class Connection:
 
     def send(self, message: Message) -> None:
         """Send a message, unless the client is gone."""
+        self.write(message.encoded())
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, be they a message or not, unless the client is gone."""
         with self._sending, suppress(OSError):
-            self._socket.sendall(message.encoded())
+            self._socket.sendall(data)
 
     def end(self) -> None:
         """End the connection, so that the client sees it, and so that our thread of it ends."""
@@ -190,9 +198,23 @@ def fail(call: Call) -> None:
     call.fail()
 
 
+def unauthorized(call: Call) -> None:
+    call.fail("aws.greengrass#UnauthorizedError", "it is not yours")
+
+
 def vanish(call: Call) -> None:
     """End the connection in the middle of the call."""
     call.connection.end()
+
+
+def babble(call: Call) -> None:
+    """Answer with what is no message."""
+    call.connection.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def answer(payload: Any, shape: str = "") -> Callable[[Call], None]:
+    """Return what answers with a payload, be it a right one or not."""
+    return lambda call: call.send(shape or f"{call.operation}Response", payload, flags=TERMINATES)
 
 
 class Nucleus:
@@ -281,6 +303,40 @@ class Nucleus:
         call = Call(operation, json.loads(message.payload), connection, message.stream)
         self.calls.append(call)
         self.operations.get(operation, fail)(call)
+
+
+class Configuration:
+    """The configuration of a component as a nucleus keeps it: clients read it, and are told which keys have changed."""
+
+    def __init__(self, nucleus: Nucleus, **values: Any) -> None:
+        self.values: dict[str, Any] = values
+        self.reads = 0
+        self.subscribed: list[Call] = []
+        nucleus.operations.update({GET_CONFIGURATION: self.read, SUBSCRIBE: self.subscribe})
+
+    def change(self, **values: Any) -> None:
+        """Change some keys, one after the other; one that is None is removed."""
+        for key, value in values.items():
+            self.values[key] = value
+            if value is None:
+                del self.values[key]
+            for call in [*self.subscribed]:
+                call.send(UPDATES, {"configurationUpdateEvent": {"componentName": COMPONENT, "keyPath": [key]}})
+
+    def read(self, call: Call) -> None:
+        self.reads += 1
+        found: Any = self.values
+        for key in call.request.get("keyPath", ()):
+            if not isinstance(found, dict) or key not in found:
+                call.fail("aws.greengrass#ResourceNotFoundError", "Key not found")
+                return
+            found = found[key]
+        value = found if isinstance(found, dict) else {call.request["keyPath"][-1]: found}
+        call.reply({"componentName": COMPONENT, "value": value})
+
+    def subscribe(self, call: Call) -> None:
+        self.subscribed.append(call)
+        call.send(f"{SUBSCRIBE}Response", {})
 
 
 @contextmanager

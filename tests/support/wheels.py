@@ -67,7 +67,7 @@ def write_lock(folder: Path, variant: str = "cpu") -> Path:
     lines = []
     for path in sorted(folder.glob("*.whl")):
         name, version = path.name.split("-")[:2]
-        extras = f"[{variant},greengrass]" if name == "vision_edge_agent" else ""
+        extras = f"[{variant},greengrass,metrics]" if name == "vision_edge_agent" else ""
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines.append(f"{name.replace('_', '-')}{extras}=={version} --hash=sha256:{digest}\n")
     lock = folder / "wheels.lock"

@@ -13,7 +13,8 @@ from edge_agent.errors import AgentRefused
 
 REFUSED = 2
 FOLDERS = {"models", "registry", "registry_roots", "scan", "state_dir"}
-FILES = {"log_file"}
+FILES = {"log_file", "metrics_file"}
+ADDRESSES = {"socket", "metrics_address"}
 
 
 def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,7 +27,9 @@ def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
         if field.annotation is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", key, default=None, help=field.description)
         else:
-            metavar = "DIR" if key in FOLDERS else "FILE" if key in FILES else "ADDRESS" if key == "socket" else "VALUE"
+            metavar = (
+                "DIR" if key in FOLDERS else "FILE" if key in FILES else "ADDRESS" if key in ADDRESSES else "VALUE"
+            )
             help_text = f"{field.description} Repeatable." if many else field.description
             option = click.option(flag, key, multiple=many, default=None, metavar=metavar, help=help_text)
         function = option(function)

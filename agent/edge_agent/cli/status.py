@@ -1,19 +1,20 @@
 """`edge-agent status`: what a serving agent is doing, from the file that it keeps in its state folder."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edge_agent import address, state
-from edge_agent.cli.models import STATUS_COLOURS, socket_option
-from edge_agent.cli.tables import table
+from edge_agent import address, processes, state
+from edge_agent.cli.models import socket_option
+from edge_agent.cli.shown import shown
+from edge_agent.cli.watching import watching
 from edge_agent.errors import AgentRefused, printable
 
 LONGEST = 64 << 20
-EVENTS = ("started", "died", "hung", "swapped")
-FALLBACK = " (fallback)"
+EVERY = 2.0
 
 
 @click.command()
@@ -26,16 +27,43 @@ FALLBACK = " (fallback)"
     help="The agent's state folder; default: as for `serve`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
-def status(socket: str, state_dir: Path | None, as_json: bool) -> None:
+@click.option(
+    "--watch",
+    "every",
+    is_flag=False,
+    flag_value=EVERY,
+    type=click.FloatRange(0.1, 3600),
+    metavar="[SECONDS]",
+    help=f"Show it again every so many seconds, {EVERY:g} if none are said, until it is interrupted.",
+)
+def status(socket: str, state_dir: Path | None, as_json: bool, every: float | None) -> None:
     """Show what an agent is doing and what it has counted, as its own user or root.
 
-    It comes from a file in the agent's state folder, at most a second behind.
+    It comes from a file in the agent's state folder, at most a second behind. Rates and percentiles are those of the last
+    ten seconds.
     """
     path = _file(socket, state_dir)
+    if every is None:
+        click.echo(_told(path, socket, as_json=as_json))
+        return
+
+    def look() -> str:
+        try:
+            return _told(path, socket, as_json=as_json, indent=None)
+        except click.ClickException as error:  # it may be started again
+            return json.dumps({"error": error.message}) if as_json else f"Error: {error.message}"
+
+    watching(look, every, in_place=not as_json and sys.stdout.isatty())
+
+
+def _told(path: Path, socket: str, *, as_json: bool, indent: int | None = 1) -> str:
+    """Return what is to be printed; raise ClickException where there is nothing."""
     try:
         found: dict[str, Any] = json.loads(state.read_plain(path, LONGEST))
-        told = json.dumps(found, indent=1) if as_json else _shown(found)
-        ended = not Path(f"/proc/{int(found['agent']['pid'])}").exists()
+        front = int(found["agent"]["pid"])
+        ended = not Path(f"/proc/{front}").exists()
+        found["memory"] = _memory(front, found["models"])
+        told = json.dumps(found, indent=indent) if as_json else shown(found)
     except FileNotFoundError:
         raise click.ClickException(
             f"No agent on {printable(socket)} has kept a status in {printable(str(path.parent))}; name its folder with --state-dir."
@@ -48,7 +76,19 @@ def status(socket: str, state_dir: Path | None, as_json: bool) -> None:
         ) from None
     if ended:
         raise click.ClickException(f"The agent on {printable(socket)} has ended.")
-    click.echo(told)
+    return told
+
+
+def _memory(front: int, models: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the proportional memory, in bytes, of each of the agent's processes; None where it cannot be read."""
+
+    def of(pid: int) -> int | None:
+        found = processes.memory(pid)
+        return found.proportional if found else None
+
+    workers = {one["model"]: of(int(one["worker_pid"])) for one in models if one.get("worker_pid")}
+    helpers = [of(pid) or 0 for pid in processes.children(front)]
+    return {"front": of(front), "helpers": sum(helpers) if helpers else None, "workers": workers}
 
 
 def _file(socket: str, state_dir: Path | None) -> Path:
@@ -57,38 +97,3 @@ def _file(socket: str, state_dir: Path | None) -> Path:
         return state.StateFolder(folder, address.socket_path(socket)).status_file()
     except (AgentRefused, ValueError) as error:
         raise click.ClickException(printable(str(error))) from None
-
-
-def _shown(found: dict[str, Any]) -> str:
-    """Return the status for people."""
-    agent = {key: printable(str(value)) for key, value in found["agent"].items()}
-    lines = [f"Edge Agent {agent['version']}, pid {agent['pid']}, since {agent['started']}, on {agent['socket']}"]
-    heads = ("MODEL", "VERSION", "STATUS", "RUNS ON", "CALLS", "FAILED", *map(str.upper, EVENTS))
-    rows = _rows(found)
-    lines.append(table(heads, rows, range(4, 4 + 2 + len(EVENTS))) if rows else "No models are deployed.")
-    return "\n".join(lines)
-
-
-def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
-    for model in found["models"]:
-        calls = [one for one in found["calls"] if (one["rpc"], one["model"]) == ("DetectAnomalies", model["model"])]
-        failed = sum(one["count"] for one in calls if one["code"] != "OK")
-        events = found["workers"].get(model["model"], {})
-        rows.append(
-            (
-                printable(model["model"]),
-                printable(model["version"]),
-                click.style(printable(model["state"]), STATUS_COLOURS.get(model["state"])),
-                _runs_on(model),
-                str(sum(one["count"] for one in calls)),
-                str(failed),
-                *(str(int(events.get(event, 0))) for event in EVENTS),
-            )
-        )
-    return rows
-
-
-def _runs_on(model: dict[str, Any]) -> str:
-    """Return what a model runs on, and whether it fell back to that; an older agent does not tell."""
-    return printable(str(model.get("accelerator") or "-")) + (FALLBACK if model.get("fallback") else "")

@@ -1,0 +1,181 @@
+"""The watchdog: systemd is told after each answered call and after no other, and nothing where it does not ask."""
+
+import os
+import socket
+import threading
+import time
+from concurrent import futures
+
+import grpc
+import pytest
+
+from edge_agent import watchdog
+from edge_agent._proto import edge_agent_pb2 as pb2
+from edge_agent._proto.edge_agent_pb2_grpc import SERVICE
+from edge_agent.watchdog import Watchdog
+from support.greengrass_notify import NotifySocket
+from support.waiting import until
+
+LIVES = "WATCHDOG=1"
+LIMIT = 0.4
+
+
+class Front:
+    """A server of ListModels, whose answers can be held back or refused."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+        self.calls = 0
+        self.code = None
+        self.free = threading.Event()
+        self.free.set()
+        self._server = grpc.server(futures.ThreadPoolExecutor(4))
+        method = grpc.unary_unary_rpc_method_handler(
+            self._list,
+            request_deserializer=pb2.ListModelsRequest.FromString,
+            response_serializer=pb2.ListModelsResponse.SerializeToString,
+        )
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"ListModels": method}),))
+        self._server.add_insecure_port(f"unix:{path}")
+        self._server.start()
+
+    def _list(self, request, context):
+        self.calls += 1
+        self.free.wait(30)
+        if self.code:
+            context.abort(self.code, "as the test wants it")
+        return pb2.ListModelsResponse()
+
+    def close(self) -> None:
+        self.free.set()
+        self._server.stop(None).wait()
+
+
+@pytest.fixture
+def front(folder):
+    one = Front(folder / "s")
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def told(folder, monkeypatch):
+    """What systemd is told."""
+    lines: list[str] = []
+    systemd = NotifySocket(folder / "notify", lines.append)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
+    yield lines
+    systemd.close()
+
+
+@pytest.fixture
+def watching(front, told, caplog):
+    caplog.set_level("INFO")
+    one = Watchdog(front.path, LIMIT)
+    one.start()
+    yield one
+    one.close()
+
+
+def silent(told: list[str], seconds: float = 2 * LIMIT) -> bool:
+    """Return whether nothing is told for longer than systemd would wait, after what was under way has arrived."""
+    time.sleep(LIMIT * watchdog.EACH)
+    told.clear()
+    time.sleep(seconds)
+    return not told
+
+
+def test_each_sign_of_life_comes_after_an_answered_call(front, told, watching):
+    until(lambda: len(told) >= 4, "systemd is told again and again")
+    watching.close()
+    assert set(told) == {LIVES}
+    assert front.calls >= len(told)
+
+
+def test_it_comes_in_time(front, told, watching):
+    """At half of the limit, so that one late answer does no harm."""
+    until(lambda: told, "systemd is told")
+    began, before = time.monotonic(), len(told)
+    until(lambda: len(told) >= before + 4, "systemd is told again and again")
+    assert 3 * LIMIT * watchdog.EACH <= time.monotonic() - began < 4 * LIMIT
+
+
+def test_calls_that_hang_are_no_sign_of_life(front, told, watching, caplog):
+    until(lambda: told, "systemd is told")
+    front.free.clear()
+    assert silent(told)
+    assert "did not answer on its own socket" in caplog.text
+    assert "DEADLINE_EXCEEDED" in caplog.text
+    front.free.set()
+    until(lambda: told, "systemd is told again")
+    until(lambda: "answers on its own socket again" in caplog.text, "the log says so")
+
+
+def test_calls_that_fail_are_no_sign_of_life(front, told, watching):
+    until(lambda: told, "systemd is told")
+    front.code = grpc.StatusCode.INTERNAL
+    assert silent(told)
+    assert front.calls > 3, "it is tried again and again"
+
+
+def test_a_socket_that_is_gone_is_noticed(front, told, watching):
+    """A connection that was there before would not: each call has its own."""
+    until(lambda: told, "systemd is told")
+    front.path.unlink()
+    assert silent(told)
+
+
+def test_a_socket_on_which_nobody_accepts_is_noticed(folder, told):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "deaf"))
+        listener.listen()
+        one = Watchdog(folder / "deaf", LIMIT)
+        one.start()
+        assert silent(told)
+        one.close()
+
+
+def test_nothing_is_told_any_more_when_it_is_closed(front, told, watching):
+    until(lambda: told, "systemd is told")
+    watching.close()
+    assert silent(told)
+
+
+def test_a_systemd_that_is_gone_is_said_once_in_a_while(front, folder, monkeypatch, caplog):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "nobody"))
+    one = Watchdog(front.path, LIMIT)
+    one.start()
+    until(lambda: "systemd could not be told" in caplog.text, "the log says so")
+    one.close()
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "500000", "WATCHDOG_PID": str(os.getpid())}, 0.5),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid() + 1)}, None),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": ""}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "NOTIFY_SOCKET": ""}, None),
+        ({"WATCHDOG_USEC": "30000000", "NOTIFY_SOCKET": "notify"}, None),
+        ({"WATCHDOG_USEC": ""}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "30s"}, None),
+        ({"WATCHDOG_USEC": "-1"}, None),
+    ],
+)
+def test_it_is_on_where_systemd_asks_this_process(monkeypatch, variables, seconds):
+    for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"NOTIFY_SOCKET": "@notify", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert watchdog.limit() == seconds
+
+
+def test_nothing_happens_where_nobody_asks(front, monkeypatch):
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    before = threading.active_count()
+    with watchdog.watched(front.path):
+        assert threading.active_count() == before
+    assert front.calls == 0
