@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from edge_agent.errors import InvalidName, ModelNotFound
 from edge_agent.lifecycle import State
 from edge_agent.models import Models
+from edge_agent.trimming import Trimmer
 
 PACKAGE = "grpc.health.v1"
 SERVICE = f"{PACKAGE}.Health"
@@ -25,6 +26,8 @@ SERVICE = f"{PACKAGE}.Health"
 MOST_STREAMS = 16
 # The threads that refuse the streams beyond.
 REFUSING = 2
+# Characters of a name that a stream holds: one that is longer is no model's, and neither is its beginning.
+KEPT = 256
 # Seconds between two looks at what a stream tells of.
 PAUSE = 0.2
 TOO_MANY = f"{MOST_STREAMS} health streams are open, which is the most; close some, or use Check."
@@ -94,17 +97,17 @@ class Health:
             self._ending = True
             self._changed.notify_all()
 
-    def check(self, data: bytes, context: grpc.ServicerContext) -> Any:
+    def check(self, received: list[bytes], context: grpc.ServicerContext) -> Any:
         """Answer Check."""
-        service = _service(data, context)
+        service = _service(received, context)
         status = self.status(service)
         if status is Status.SERVICE_UNKNOWN:
             context.abort(grpc.StatusCode.NOT_FOUND, str(ModelNotFound(service)))
         return Response(status=status)
 
-    def watch(self, data: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
+    def watch(self, received: list[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
         """Answer Watch: the status now, and whenever it is another, until the caller or the agent ends it."""
-        service = _service(data, context)
+        service = _service(received, context)[:KEPT]
         gone = threading.Event()
 
         def leave() -> None:
@@ -143,30 +146,34 @@ class Health:
                 self._changed.wait_for(lambda: gone.is_set() or self._ending, PAUSE)
 
 
-def handlers(health: Health) -> grpc.GenericRpcHandler:
-    """Return the service as gRPC takes it."""
+def handlers(health: Health, trimmer: Trimmer) -> grpc.GenericRpcHandler:
+    """Return the service as gRPC takes it; `trimmer` is told of its messages, which may be as large as any."""
 
-    def watch(data: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
-        return health.watch(data, context)
+    def received(data: bytes) -> list[bytes]:
+        trimmer.received(len(data))
+        return [data]  # let go of there while gRPC still holds the list, which it does for as long as a stream is open
+
+    def watch(received: list[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        return health.watch(received, context)
 
     # gRPC looks for this name, and its own health package uses it. Streams in the pool of all other calls would hold the
     # threads that those need.
     pool = futures.ThreadPoolExecutor(MOST_STREAMS + REFUSING, thread_name_prefix="health")
     watch.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    written = {"response_serializer": lambda response: response.SerializeToString()}
+    coded = {"request_deserializer": received, "response_serializer": lambda response: response.SerializeToString()}
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
-            "Check": grpc.unary_unary_rpc_method_handler(health.check, **written),
-            "Watch": grpc.unary_stream_rpc_method_handler(watch, **written),
+            "Check": grpc.unary_unary_rpc_method_handler(health.check, **coded),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch, **coded),
         },
     )
 
 
-def _service(data: bytes, context: grpc.ServicerContext) -> str:
+def _service(received: list[bytes], context: grpc.ServicerContext) -> str:
     """Return the name that is asked for; end the call with INVALID_ARGUMENT where the bytes are no request."""
     try:
-        service: str = Request.FromString(data).service
+        service: str = Request.FromString(received.pop()).service
     except DecodeError:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, NO_REQUEST)
         raise

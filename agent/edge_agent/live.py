@@ -28,6 +28,8 @@ LIVE = {
 }
 LIVE_OF_A_MODEL = ("queue_limit", "call_timeout", "memory", "gpu_memory")
 LATER = "it takes effect when the component starts again"
+# Of why a value is refused, which may name keys of any length, and any number of them.
+LONGEST_REASON = 600
 # Keys of the component that are no settings of the agent: its install and startup steps read them.
 OF_THE_STEPS = ("Python", "Variant", "ScanArtifacts")
 # Settings that the startup step makes of where the component is.
@@ -96,7 +98,7 @@ class Live:
                 "%s cannot be %s, and stays as it was: %s. Correct it: with this one the agent does not start again.",
                 key,
                 shown(text),
-                printable(reason),
+                printable(reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} and so on"),
             )
             return
         self._environment = environment

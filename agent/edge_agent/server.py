@@ -258,5 +258,5 @@ class Agent:
         if self._settings.message_memory == "return":
             trimmer.start()
         handlers = service.handlers(calls, metrics, accepted, trimmer)
-        server.add_generic_rpc_handlers((handlers, health.handlers(healthy)))
+        server.add_generic_rpc_handlers((handlers, health.handlers(healthy, trimmer)))
         return server, healthy

@@ -18,10 +18,11 @@ logger = logging.getLogger(__name__)
 
 # Smaller messages leave little, and are not worth a thought.
 LARGE = 1 << 20
-# The pieces of those above this are given back as they come, so many bytes at a time; the next ones find pages anew, as
-# malloc.py has it for the messages themselves.
+# The pieces of those above this are given back as they come, so many bytes at a time, where several are in hand. It makes
+# the next ones slower, which have to find pages anew; one caller alone is to be spared that.
 HUGE = malloc.ORDINARY[malloc.M_MMAP_THRESHOLD]
 AT_A_TIME = 64 << 20
+SEVERAL = 192 << 20
 # What is kept for the next messages when none has come, and none was answered, for QUIET seconds.
 KEPT = malloc.ORDINARY[malloc.M_TRIM_THRESHOLD]
 QUIET, LOOK = 1.0, 0.25
@@ -73,7 +74,7 @@ class Trimmer:
             return
         with self._lock:
             self._huge += size
-            if self._huge < AT_A_TIME:
+            if self._huge < AT_A_TIME or self._has() <= self._least + SEVERAL:
                 return
             self._huge = 0
         # Here and now: those that follow would else find room beside the holes, before any other thread can fill them.

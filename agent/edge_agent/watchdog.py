@@ -8,6 +8,7 @@ Sources: sd_watchdog_enabled(3), sd_notify(3).
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ INTERVAL, PROCESS = "WATCHDOG_USEC", "WATCHDOG_PID"
 # Of the time after which systemd takes the agent for dead: a call is made each half of it, has a quarter of it to be
 # answered, and is made again after a twentieth where it was not.
 EACH, PATIENCE, AGAIN = 0.5, 0.25, 0.05
+# Between two calls, however little systemd waits: calls without a pause would keep the agent from all others.
+LEAST_PAUSE = 0.02
+# No thread waits longer; systemd's own word for never, 2**64 - 1, is more.
+LONGEST = 86_400.0 * 365
+NUMBER = re.compile(r"[0-9]{1,20}")
 # Longer than systemd needs, whose socket is read all the time.
 TELLING = 1.0
 # Of a call under way when the agent ends, which must not wait for one that is not answered.
@@ -38,10 +44,10 @@ def limit() -> float | None:
     told, process = os.environ.get(INTERVAL), os.environ.get(PROCESS)
     if not told or not notify.is_one(notify.address()) or (process and process != str(os.getpid())):
         return None
-    if not told.isdecimal() or not int(told):
+    if not NUMBER.fullmatch(told) or not int(told):
         logger.warning(NO_NUMBER, shown(told))
         return None
-    return int(told) / 1e6
+    return min(int(told) / 1e6, LONGEST)
 
 
 @contextlib.contextmanager
@@ -88,7 +94,8 @@ class Watchdog:
                 return
             failed = failed or _tell()
             self._say(failed)
-            due = time.monotonic() + self._seconds * AGAIN if failed else began + self._seconds * EACH
+            now = time.monotonic()
+            due = max(now + LEAST_PAUSE, now + self._seconds * AGAIN if failed else began + self._seconds * EACH)
 
     def _call(self) -> str:
         """Call as any client does; return why that failed, empty where it was answered."""

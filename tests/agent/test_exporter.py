@@ -7,10 +7,13 @@
 5. Nothing of it is imported unless it is asked for.
 """
 
+import errno
 import http.client
+import itertools
 import os
 import re
 import socket
+import socketserver
 import stat
 import subprocess
 import sys
@@ -393,6 +396,79 @@ def test_connections_that_say_nothing_take_no_more_than_their_share(port, monkey
     made.close()
 
 
+def test_a_request_that_comes_in_drops_is_hung_up_on_all_the_same(port, monkeypatch):
+    monkeypatch.setattr(served._Handler, "timeout", 0.5)
+    where = Loopback("127.0.0.1", port)
+    made = serving(where)
+    began = time.monotonic()
+    with socket.create_connection(where) as slow:
+        while not closed(slow, 0.05):
+            assert time.monotonic() - began < 10, "it is hung up on"
+            try:
+                slow.sendall(b"G")
+            except OSError:
+                break
+    assert time.monotonic() - began >= 0.5
+    made.close()
+
+
+def test_a_request_in_pieces_is_answered(served_on):
+    with socket.create_connection(served_on) as one:
+        for piece in (b"GET /metrics HT", b"TP/1.0\r", b"\nAccept: */*\r\n\r", b"\n"):
+            one.sendall(piece)
+            time.sleep(0.05)
+        assert one.recv(15) == b"HTTP/1.0 200 OK"
+
+
+@pytest.mark.parametrize(("size", "answered"), [(served.LONGEST_HEAD // 2, True), (2 * served.LONGEST_HEAD, False)])
+def test_requests_have_a_largest_size(served_on, size, answered):
+    headers = {f"x-{number}": "x" * 500 for number in range(size // 512)}
+    if answered:
+        assert get(served_on, **headers)[0] == 200
+    else:
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+            get(served_on, **headers)
+    assert get(served_on)[0] == 200
+
+
+def test_who_asks_all_the_time_waits(port):
+    """A collection takes the calls' time; so many take a part of it and no more."""
+    collected = []
+
+    def look() -> dict:
+        collected.append(time.monotonic())
+        return status(Metrics(), MODEL)
+
+    where = Loopback("127.0.0.1", port)
+    made = serving(where, look)
+    askers = [threading.Thread(target=lambda: [get(where) for _ in range(3)]) for _ in range(3)]
+    for one in askers:
+        one.start()
+    for one in askers:
+        one.join()
+    made.close()
+    assert len(collected) == 9
+    pauses = [later - earlier for earlier, later in itertools.pairwise(collected)]
+    assert min(pauses) >= served.PACE
+
+
+def test_where_no_more_files_can_be_opened_the_processor_is_not_taken(served_on, monkeypatch):
+    tries, accept = [], socketserver.TCPServer.get_request
+
+    def fails(server: socketserver.TCPServer) -> tuple[socket.socket, object]:
+        tries.append(1)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socketserver.TCPServer, "get_request", fails)
+    began = time.monotonic()
+    with socket.create_connection(served_on) as waiting:
+        until(lambda: len(tries) >= 4, "it is tried again and again")
+        assert len(tries) - 1 <= (time.monotonic() - began) / served.NOTICES_END
+        monkeypatch.setattr(socketserver.TCPServer, "get_request", accept)
+        waiting.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert waiting.recv(15) == b"HTTP/1.0 200 OK"
+
+
 def closed(connection: socket.socket, patience: float) -> bool:
     connection.settimeout(patience)
     try:
@@ -413,6 +489,7 @@ def test_what_goes_wrong_is_logged_and_no_traceback_is_told(port, caplog):
     made.close()
     assert (code, body) == (500, b"The metrics could not be collected; the agent's log has the cause.\n")
     assert "a secret of ours" in caplog.text
+    assert caplog.records[-1].limited, "who asks decides how often it is"
 
 
 def test_the_network_is_not_asked_for_our_name(port, monkeypatch):
@@ -478,6 +555,27 @@ def test_what_lies_in_its_way_is_replaced_and_not_followed(tmp_path, kind):
     assert other.read_text() == "not ours"
     assert path.is_file()
     assert not path.is_symlink()
+
+
+def test_a_file_that_takes_its_place_meanwhile_is_not_opened_to_others(tmp_path, monkeypatch):
+    """Where others may write the folder, another user may put a link where the file was."""
+    path, other, opened = tmp_path / "agent.prom", tmp_path / "other", textfile._readable
+    other.write_text("not for others")
+    other.chmod(0o600)
+
+    def swapped(beside: str, flags: int) -> int:
+        fd = opened(beside, flags)
+        os.rename(beside, tmp_path / "ours")
+        os.symlink(other, beside)
+        return fd
+
+    monkeypatch.setattr(textfile, "_readable", swapped)
+    made = Exporter(None, path, lambda: status(counted(), MODEL))
+    made.start()
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o644
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
+    assert other.read_text() == "not for others"
+    made.close()
 
 
 def test_a_failure_to_collect_is_logged_and_tried_again(tmp_path, often, caplog):

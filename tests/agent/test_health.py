@@ -1,6 +1,7 @@
 """Health: what each name's status is, the stock package's words for it, and streams that hold no thread that calls need."""
 
 import contextlib
+import tracemalloc
 from concurrent import futures
 from types import SimpleNamespace
 
@@ -12,10 +13,13 @@ from edge_agent import health
 from edge_agent.errors import InvalidName, ModelNotFound
 from edge_agent.health import MOST_STREAMS, Health, Status
 from edge_agent.lifecycle import State
+from edge_agent.trimming import Trimmer
 from support.waiting import until
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = Status.SERVING, Status.NOT_SERVING, Status.SERVICE_UNKNOWN
 SOON = 10.0
+# A message that gRPC takes by default.
+LARGE = 3 << 20
 
 
 class Models:
@@ -41,7 +45,7 @@ def models() -> Models:
 def served(one: Health, folder, handlers=None):
     """Yield the stock stub of a server that has a single thread for calls."""
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers((handlers or health.handlers(one),))
+    server.add_generic_rpc_handlers((handlers or health.handlers(one, Trimmer()),))
     server.add_insecure_port(f"unix:{folder}/s")
     server.start()
     try:
@@ -144,9 +148,47 @@ def test_streams_are_few_and_hold_no_thread_of_calls(models, folder):
         until(admitted, "the place of a stream that its caller ended is free")
 
 
+def test_a_stream_holds_nothing_of_a_large_request(models, folder):
+    """Streams are for days; sixteen with the largest message each would be a gigabyte."""
+    data = request("x" * LARGE).SerializeToString()  # which the caller's side holds, and all of its streams together
+    with served(Health(models), folder), grpc.insecure_channel(f"unix:{folder}/s") as channel:
+        watch = channel.unary_stream(f"/{health.SERVICE}/Watch", response_deserializer=health.Response.FromString)
+        next(watch(b"", timeout=SOON))  # what is made once is made
+        tracemalloc.start()
+        try:
+            streams = [watch(data) for _ in range(4)]
+            assert [next(stream).status for stream in streams] == [SERVICE_UNKNOWN] * 4
+            until(lambda: tracemalloc.get_traced_memory()[0] < LARGE // 2, "the requests are let go of")
+        finally:
+            tracemalloc.stop()
+        for stream in streams:
+            stream.cancel()
+
+
+def test_what_large_requests_leave_is_given_back(models, folder):
+    sizes: list[int] = []
+    trimmer = SimpleNamespace(received=sizes.append)
+    with served(one := Health(models), folder, health.handlers(one, trimmer)) as stub:
+        name = "x" * LARGE
+        assert refusal(lambda: stub.Check(request(name), timeout=SOON)) is grpc.StatusCode.NOT_FOUND
+        stream = stub.Watch(request(name), timeout=SOON)
+        assert next(stream).status == SERVICE_UNKNOWN
+        stream.cancel()
+    assert sizes == [len(request(name).SerializeToString())] * 2
+
+
+def test_what_is_no_request_is_refused(models, folder):
+    with served(Health(models), folder), grpc.insecure_channel(f"unix:{folder}/s") as channel:
+        check = channel.unary_unary(f"/{health.SERVICE}/Check")
+        watch = channel.unary_stream(f"/{health.SERVICE}/Watch")
+        for data in (b"\n\x02\xff\xfe", b"\n\x7f", b"\xff"):
+            assert refusal(lambda data=data: check(data, timeout=SOON)) is grpc.StatusCode.INVALID_ARGUMENT
+            assert refusal(lambda data=data: next(watch(data, timeout=SOON))) is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_in_the_pool_of_calls_a_stream_would_hold_their_thread(models, folder, monkeypatch):
     """Negative control: without a pool of their own, the only thread is taken by the first stream."""
-    handlers = health.handlers(Health(models))
+    handlers = health.handlers(Health(models), Trimmer())
     watch = handlers.service(SimpleNamespace(method=f"/{health.SERVICE}/Watch"))
     del watch.unary_stream.experimental_thread_pool
     with served(Health(models), folder, handlers) as stub:

@@ -120,6 +120,8 @@ def test_a_key_of_the_steps(caplog, key):
         ("Models", "a\0b", "character that no name can have"),
         ("LogLevel", "\x1b[2J\n2026-01-31T12:00:00.000Z INFO Ended.", "'debug', 'info', 'warning' or 'error'"),
         ("LogLevel", "x" * 5000, "'debug', 'info', 'warning' or 'error'"),
+        ("ModelSettings", {"x" * 5000: {"tea": 1}}, "ModelSettings.xxx"),
+        ("ModelSettings", {f"board-{number}": {"tea": 1} for number in range(500)}, "ModelSettings.board-0.tea"),
     ],
 )
 def test_a_bad_value_is_refused_once_and_the_old_one_stays(agent, key, value, why):

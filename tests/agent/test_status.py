@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -273,7 +274,7 @@ class TestCommand:
         assert (code, output) == (1, f"Error: The agent on {SOCKET} has ended.\n")
 
     @pytest.mark.parametrize("key", ["agent", "models", "calls", "workers"])
-    @pytest.mark.parametrize("value", [None, [], [1], "text", 7, {"a": 1}, [{"model": 1}]])
+    @pytest.mark.parametrize("value", [None, [], [1], "text", 7, {"a": 1}, [{"model": 1}], {"pid": math.inf}])
     def test_odd_content_is_damage_and_no_traceback(self, tmp_path, kept, key, value):
         kept({**FOUND, key: value})
         done = CliRunner().invoke(command, ["status", "--socket", SOCKET, "--state-dir", str(tmp_path)])

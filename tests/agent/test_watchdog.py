@@ -163,6 +163,10 @@ def test_a_systemd_that_is_gone_is_said_once_in_a_while(front, folder, monkeypat
         ({"WATCHDOG_USEC": "0"}, None),
         ({"WATCHDOG_USEC": "30s"}, None),
         ({"WATCHDOG_USEC": "-1"}, None),
+        ({"WATCHDOG_USEC": "٣٠٠٠٠"}, None),
+        ({"WATCHDOG_USEC": str(2**64 - 1)}, watchdog.LONGEST),
+        ({"WATCHDOG_USEC": "9" * 400}, None),
+        ({"WATCHDOG_USEC": "9" * 5000}, None),
     ],
 )
 def test_it_is_on_where_systemd_asks_this_process(monkeypatch, variables, seconds):
@@ -171,6 +175,27 @@ def test_it_is_on_where_systemd_asks_this_process(monkeypatch, variables, second
     for name, value in {"NOTIFY_SOCKET": "@notify", **variables}.items():
         monkeypatch.setenv(name, value)
     assert watchdog.limit() == seconds
+
+
+def test_a_limit_that_never_comes_ends_no_thread(front, told):
+    one = Watchdog(front.path, watchdog.LONGEST)
+    one.start()
+    until(lambda: told, "systemd is told")
+    one._thread.join(0.2)
+    assert one._thread.is_alive()
+    one.close()
+
+
+@pytest.mark.parametrize("failed", ["", "as the test wants it"])
+def test_calls_have_pauses_between_them_however_little_systemd_waits(front, told, monkeypatch, failed):
+    calls = []
+    monkeypatch.setattr(Watchdog, "_call", lambda _: calls.append(1) or failed)
+    one = Watchdog(front.path, 1e-6)
+    began = time.monotonic()
+    one.start()
+    until(lambda: len(calls) >= 10, "there are calls")
+    one.close()
+    assert len(calls) - 1 <= (time.monotonic() - began) / watchdog.LEAST_PAUSE
 
 
 def test_nothing_happens_where_nobody_asks(front, monkeypatch):

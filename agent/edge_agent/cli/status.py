@@ -70,7 +70,7 @@ def _told(path: Path, socket: str, *, as_json: bool, indent: int | None = 1) -> 
         ) from None
     except OSError as error:
         raise click.ClickException(f"{printable(str(path))} cannot be read: {error.strerror}.") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise click.ClickException(
             f"{printable(str(path))} is damaged; an agent that serves replaces it with the next call that it answers."
         ) from None

@@ -1,18 +1,24 @@
-"""The metrics over HTTP, for Prometheus to scrape: a few connections at a time, none for long."""
+"""The metrics over HTTP, for Prometheus to scrape: a few connections at a time, none for long, and calls come first."""
 
+import contextlib
+import io
 import logging
+import re
 import socket
 import socketserver
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from edge_agent.errors import AgentRefused
+from edge_agent.errors import AgentRefused, no_more_files
 from edge_agent.exporter.address import Loopback
+from edge_agent.log import LIMITED
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -22,14 +28,41 @@ logger = logging.getLogger(__name__)
 # Any user of the machine may connect: what they can take of the agent has limits.
 MOST_AT_ONCE = 8
 PATIENCE = 5.0
+# A scraper's takes some hundred bytes.
+LONGEST_HEAD = 16 << 10
+HEAD_END = re.compile(rb"\r?\n\r?\n")
+# Seconds from one collection to the next: each reads the memory of all processes, and would take its time from calls.
+PACE = 0.1
 # Seconds within which the server notices that it is to end.
 NOTICES_END = 0.2
 
 
 class _Handler(WSGIRequestHandler):
-    """Reads a request within PATIENCE for each of its pieces, and logs none."""
+    """Reads a request within PATIENCE, however it comes, answers within as much, and logs none."""
 
     timeout = PATIENCE
+
+    def setup(self) -> None:
+        """Read all that there is to read; raises TimeoutError, or ValueError for what no scraper sends."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BytesIO(self._head())
+        self.connection.settimeout(self.timeout)
+
+    def _head(self) -> bytes:
+        head, give_up = bytearray(), time.monotonic() + self.timeout
+        looked = 0
+        while not HEAD_END.search(head, looked):
+            if len(head) >= LONGEST_HEAD:
+                raise ValueError(f"The request has more than {LONGEST_HEAD} bytes.")
+            if (left := give_up - time.monotonic()) <= 0:
+                raise TimeoutError
+            self.connection.settimeout(left)
+            looked = max(0, len(head) - 3)  # the end may be there in part
+            if not (more := self.connection.recv(LONGEST_HEAD - len(head))):
+                break
+            head += more
+        return bytes(head)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the library's signature)
         pass
@@ -50,6 +83,15 @@ class _Server(ThreadingMixIn, WSGIServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
+
+    def get_request(self) -> Any:
+        """Accept a connection; where no more files can be opened, it waits, and would be tried again all the time."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if no_more_files(error):
+                time.sleep(NOTICES_END)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread of its own, or hang up when there are too many."""
@@ -104,16 +146,35 @@ class MetricsServer:
 
 
 def _guarded(registry: CollectorRegistry) -> Any:
-    """Return the library's application, whose failures are logged as ours are."""
-    application = make_wsgi_app(registry)
+    """Return the library's application, asked not too often, whose failures are logged as ours are."""
+    application, turn = make_wsgi_app(registry), _turns()
 
     def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         try:
-            answered: Iterable[bytes] = application(environ, start_response)
+            with turn():
+                answered: Iterable[bytes] = application(environ, start_response)
         except Exception:
-            logger.exception("The metrics could not be collected; they are again at the next request.")
+            logger.exception("The metrics could not be collected; they are again at the next request.", extra=LIMITED)
             start_response("500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")])
             return [b"The metrics could not be collected; the agent's log has the cause.\n"]
         return answered
 
     return answer
+
+
+def _turns() -> Callable[[], AbstractContextManager[None]]:
+    """Return what lets one in at a time, PACE seconds after the one before has gone."""
+    lock = threading.Lock()
+    free = 0.0
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        nonlocal free
+        with lock:
+            time.sleep(max(0.0, free - time.monotonic()))
+            try:
+                yield
+            finally:
+                free = time.monotonic() + PACE
+
+    return turn

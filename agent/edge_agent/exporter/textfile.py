@@ -47,8 +47,9 @@ class MetricsFile:
             with contextlib.suppress(FileNotFoundError):
                 beside.unlink()
             with open(beside, "xb", opener=_readable) as file:
+                # Whatever the umask is: node_exporter is another user. By its name it may be another's file by now.
+                os.fchmod(file.fileno(), 0o644)
                 file.write(data)
-            beside.chmod(0o644)  # whatever the umask is: node_exporter is another user
             beside.replace(self._path)
         except OSError as error:
             with contextlib.suppress(OSError):
