@@ -26,7 +26,7 @@ ACCELERATORS_VENV := $(VENV)-accelerators
 NVIDIA := $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/nvhost-gpu /sys/devices/platform/gpu.0)
 GPU_VENV ?= $(if $(NVIDIA),$(VENV)-gpu,$(VENV))
 
-.PHONY: test test-prometheus test-torch test-components test-accelerators test-gpu promises mutations lint demo proto lock clean
+.PHONY: test test-prometheus test-torch test-components test-accelerators test-gpu promises soak mutations lint demo proto lock clean
 
 # Two files of tests at a time: most of them wait for processes.
 test: $(VENV)/.installed lint
@@ -64,6 +64,10 @@ promises: $(VENV)/.installed
 
 promise-%: $(VENV)/.installed
 	$(BIN)/python tests/promises/run.py $*
+
+# A million calls, in the background; interrupted, it is followed again. Results: benchmarks/results/soak.json and .svg.
+soak: $(VENV)/.installed
+	$(BIN)/python tests/promises/soak/background.py
 
 # Breaks a safeguard at a time and shows which suite notices.
 mutations: $(VENV)/.installed

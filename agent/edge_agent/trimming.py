@@ -21,7 +21,7 @@ LARGE = 1 << 20
 # The pieces of those above this are given back as they come, so many bytes at a time, where several are in hand. It makes
 # the next ones slower, which have to find pages anew; one caller alone is to be spared that.
 HUGE = malloc.ORDINARY[malloc.M_MMAP_THRESHOLD]
-AT_A_TIME = 64 << 20
+AT_A_TIME = 128 << 20
 SEVERAL = 192 << 20
 # What is kept for the next messages when none has come, and none was answered, for QUIET seconds.
 KEPT = malloc.ORDINARY[malloc.M_TRIM_THRESHOLD]

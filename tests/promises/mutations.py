@@ -22,7 +22,7 @@ from safeguards import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 # What is copied first of all, so that nobody who goes on working changes what is tested.
-TREE = ("agent/edge_agent", "tests", "pyproject.toml")
+TREE = ("agent/edge_agent", "tests", "proto", "pyproject.toml")
 LONGEST = 600.0
 FAILED = 1
 # In the place of an exit code, of a suite that did not come to its end.

@@ -18,6 +18,7 @@ C5 = "tests/promises/broken_models"
 CALLS = "tests/agent/test_calls.py"
 CONFIG = "tests/agent/test_config.py"
 D1 = "tests/promises/full_disk"
+G1 = "tests/promises/soak"
 IMAGES = "tests/contract/test_images.py::test_what_a_model_calls_its_parts_does_not_reach_the_log_as_it_is"
 L1 = "tests/promises/lifecycle_storm"
 L2 = "tests/promises/swaps"
@@ -29,6 +30,9 @@ P1 = "tests/promises/mutated_packages"
 P2 = "tests/promises/half_copied"
 P3 = "tests/promises/foreign_files"
 PACKAGES = "tests/agent/test_packages.py"
+Q1 = "tests/promises/overload"
+Q2 = "tests/promises/expired"
+Q3 = "tests/promises/large_messages"
 R1 = "tests/promises/fuzzed_wire"
 CATALOG = "tests/agent/test_catalog.py"
 REGISTRY = "tests/contract/test_registry.py::TestAnswers"
@@ -47,6 +51,7 @@ STATUS = "tests/agent/test_status.py"
 SUPERVISOR = "tests/agent/test_supervisor.py"
 T1 = "tests/promises/sigterm"
 T2 = "tests/promises/sigterm_midway"
+TRIMMING = "tests/agent/test_trimming.py"
 U1 = "tests/promises/one_socket"
 U2 = "tests/promises/occupied_path"
 U3 = "tests/promises/socket_mode"
@@ -202,7 +207,7 @@ MUTATIONS = (
                 "",
             ),
         ),
-        (L1,),
+        (L1, G1),
     ),
     Mutation(
         "any-move-goes",
@@ -738,5 +743,50 @@ MUTATIONS = (
             ),
         ),
         (PACKAGES,),  # with Python 3.10 and 3.11; later ones walk without calls of calls, and are caught by the count
+    ),
+    Mutation(
+        "any-number-may-wait",
+        (
+            (
+                "calls.py",
+                "            if len(self._waiting) >= self._limit + len(self._free):\n",
+                "            if False:\n",
+            ),
+        ),
+        (Q1,),
+    ),
+    Mutation(
+        "expired-calls-are-computed",
+        (
+            (
+                "calls.py",
+                "self._woken.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))",
+                "self._woken.wait()",
+            ),
+            (
+                "calls.py",
+                "        if turn.given_up or (deadline is not None and time.monotonic() >= deadline):\n",
+                "        if False:\n",
+            ),
+            (
+                "service.py",
+                (
+                    "            if not context.add_callback(turn.give_up):\n"
+                    "                turn.give_up()  # the call ended before it was taken up\n"
+                ),
+                "",
+            ),
+        ),
+        (Q2,),
+    ),
+    Mutation(
+        "what-large-messages-leave-stays",
+        (("server.py", "            trimmer.start()\n", "            pass\n"),),
+        (Q3,),
+    ),
+    Mutation(
+        "what-many-messages-leave-stays",
+        (("trimming.py", "            if self._has() > self._least + KEPT:\n                self._trim()\n", ""),),
+        (TRIMMING,),
     ),
 )

@@ -327,7 +327,7 @@ def main():
 def fake_agent(folder: Path, word: str = "first", version: str = VERSION) -> Path:
     name = "vision_edge_agent"
     info = f"{name}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: vision-edge-agent\nVersion: {version}\nProvides-Extra: cpu\nProvides-Extra: cuda\nProvides-Extra: greengrass\n"
+    metadata = f"Metadata-Version: 2.1\nName: vision-edge-agent\nVersion: {version}\nProvides-Extra: cpu\nProvides-Extra: cuda\nProvides-Extra: greengrass\nProvides-Extra: metrics\n"
     files = {
         "fake_agent.py": f"WORD = {word!r}\n{FAKE}".encode(),
         f"{info}/METADATA": metadata.encode(),

@@ -86,7 +86,9 @@ def checkout(folder: Path, index: Path, requires: Iterable[str], pins: str, vers
     (folder / "constraints.txt").write_text(pins)
     info = folder / "wheel" / f"vision_edge_agent-{version}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_bytes(metadata("vision-edge-agent", version, requires, ("cpu", "cuda", "greengrass")))
+    (info / "METADATA").write_bytes(
+        metadata("vision-edge-agent", version, requires, ("cpu", "cuda", "greengrass", "metrics"))
+    )
     (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
     write_wheel(index, "hatchling", "1.0", {"hatchling/__init__.py": b"", "hatchling/build.py": BACKEND.encode()})
     return folder

@@ -1,0 +1,136 @@
+"""What large messages leave is given back, and what ordinary ones need is kept."""
+
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from edge_agent import trimming
+from edge_agent.trimming import AT_A_TIME, HUGE, KEPT, LARGE, SEVERAL, Trimmer, resident
+from support.waiting import until
+
+QUIET = 0.05
+
+
+class Process:
+    """What a process has in memory, of which all above `floor` can be given back."""
+
+    def __init__(self) -> None:
+        self.floor = self.has = 100 << 20
+        self.given: list[threading.Thread] = []
+
+    def give_back(self) -> None:
+        self.given.append(threading.current_thread())
+        self.has = self.floor
+
+
+@pytest.fixture
+def process() -> Process:
+    return Process()
+
+
+@pytest.fixture
+def trimmer(process):
+    made = Trimmer(process.give_back, lambda: process.has, QUIET)
+    made.start()
+    with closing(made):
+        yield made
+
+
+def test_what_is_left_is_given_back_when_it_is_quiet(process, trimmer):
+    process.has += KEPT + 1
+    trimmer.received(LARGE)
+    until(lambda: process.given, "memory is given back")
+    assert process.has == process.floor
+    assert process.given != [threading.current_thread()]
+
+
+def test_not_while_messages_come(process, trimmer):
+    process.has += KEPT + 1
+    for _ in range(20):
+        trimmer.answered(LARGE)
+        time.sleep(QUIET / 5)
+        assert process.given == []
+    until(lambda: process.given, "memory is given back")
+
+
+def test_what_ordinary_messages_need_is_kept(process, trimmer):
+    process.has += KEPT
+    trimmer.received(LARGE)
+    trimmer.answered(LARGE)
+    time.sleep(5 * QUIET)
+    assert process.given == []
+
+
+def test_small_messages_are_not_worth_a_thought(process, trimmer):
+    process.has += 2 * KEPT
+    trimmer.received(LARGE - 1)
+    trimmer.answered(LARGE - 1)
+    time.sleep(5 * QUIET)
+    assert process.given == []
+
+
+def test_each_time_that_there_is_more_it_is_given_back(process, trimmer):
+    for number in range(1, 4):
+        process.has += KEPT + 1
+        trimmer.answered(LARGE)
+        until(lambda number=number: len(process.given) == number, "memory is given back")
+
+
+def test_what_cannot_be_given_back_is_not_taken_for_what_there_was(process, trimmer):
+    process.floor = process.has = process.has + 2 * KEPT  # in use
+    trimmer.received(LARGE)
+    until(lambda: process.given, "memory is given back")
+    process.floor -= 2 * KEPT
+    trimmer.answered(LARGE)
+    until(lambda: process.has == process.floor, "memory is given back")
+
+
+def test_several_huge_messages_are_given_back_as_they_come(process, trimmer):
+    here = threading.current_thread()
+    process.floor = process.has = process.has + SEVERAL + 1  # they are in hand
+    trimmer.received(AT_A_TIME - HUGE - 2)
+    assert process.given == []
+    trimmer.received(HUGE + 1)
+    assert process.given == []
+    trimmer.received(HUGE + 1)
+    assert process.given == [here]
+    trimmer.received(AT_A_TIME)
+    assert process.given == [here, here]
+
+
+def test_one_after_the_other_they_are_kept_until_it_is_quiet(process, trimmer):
+    process.has += SEVERAL
+    for _ in range(5):
+        trimmer.received(AT_A_TIME)
+    assert threading.current_thread() not in process.given
+    until(lambda: process.given, "memory is given back")
+
+
+def test_ordinary_messages_are_not(process, trimmer):
+    process.floor = process.has = process.has + SEVERAL + 1
+    for _ in range(2 * AT_A_TIME // HUGE + 1):
+        trimmer.received(HUGE)
+    assert process.given == []
+
+
+def test_nothing_is_given_back_before_it_is_started(process):
+    made = Trimmer(process.give_back, lambda: process.has, QUIET)
+    process.has += 2 * KEPT
+    made.received(AT_A_TIME)
+    made.answered(AT_A_TIME)
+    time.sleep(5 * QUIET)
+    assert process.given == []
+
+
+def test_what_a_process_has():
+    before = resident()
+    block = b"x" * (64 << 20)
+    assert 60 << 20 < resident() - before < 80 << 20
+    del block
+
+
+def test_a_system_that_does_not_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(trimming, "Path", lambda _: tmp_path / "none")
+    assert resident() == 0
