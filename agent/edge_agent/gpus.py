@@ -28,7 +28,7 @@ DRIVER_FILES = (
     "etc/nv_tegra_release",
 )
 # Seconds that the driver may take to answer: it is loaded by the first who asks, GPU by GPU.
-PATIENCE = 30.0
+PATIENCE = 10.0
 
 
 class Gpus:

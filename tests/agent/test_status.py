@@ -132,7 +132,7 @@ class TestFile:
         now = {"n": 1}
         file.close()
         assert json.loads(path.read_bytes()) == {"n": 1}
-        assert "status" not in [one.name for one in threading.enumerate()]
+        until(lambda: "status" not in [one.name for one in threading.enumerate()], "its thread has ended")
 
     def test_one_that_was_never_kept_is_written_all_the_same(self, tmp_path):
         path = tmp_path / "x.status.json"
@@ -436,7 +436,7 @@ class TestOfAnAgent:
         assert seen.endswith(f"{WRAP}{SHOW_CURSOR}{OWN_SCREEN}")
         for frame in seen.removesuffix(f"{WRAP}{SHOW_CURSOR}{OWN_SCREEN}").split(HOME)[1:]:
             assert frame.endswith(f"{TO_LINE_END}{TO_SCREEN_END}")
-            assert frame.count("\n") == 3, "no more lines than the terminal has"
+            assert 0 < frame.count("\n") <= 3, "no more lines than the terminal has"
         assert "Traceback" not in seen
 
     def test_watching_without_a_terminal_prints_one_below_the_other(self, folder):
@@ -446,7 +446,7 @@ class TestOfAnAgent:
             watcher.send_signal(signal.SIGINT)
             rest = watcher.communicate(timeout=30)[0].decode()
             assert watcher.returncode == 0
-        assert [line[:10] for line in lines] == ["Edge Agent", "Memory " + lines[1][7:10], "No models "] * 3
+        assert [line.split()[0] for line in lines] == ["Edge", "Memory", "No"] * 3
         assert "\x1b" not in "".join(lines) + rest
 
     def test_watching_as_json_goes_on_when_the_agent_ends(self, folder):

@@ -40,7 +40,7 @@ from edge_agent.errors import AcceleratorFailed, AcceleratorMissing
 from edge_agent.jobs import Progress, SessionOptions
 gpus.DRIVER_FILES = ("proc/self/status",)
 gpus._provider = lambda name: name in FAKE.get("installed", ["cuda", "tensorrt"])
-gpus._modules = lambda *names: "tensorrt" in FAKE.get("installed", ["cuda", "tensorrt"])
+gpus._native = lambda: "tensorrt" in FAKE.get("installed", ["cuda", "tensorrt"])
 really = backends.open_session
 
 class OnGpu:
