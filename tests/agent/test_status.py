@@ -417,12 +417,13 @@ class TestOfAnAgent:
             assert failed == {"hung": 1, "crashed": 1}
             assert (agent.counted("board", "hung"), agent.counted("board", "died")) == (1, 1)
 
-    def test_watching_draws_in_place_on_a_terminal(self, folder):
+    def test_watching_draws_in_place_on_a_terminal(self, folder, monkeypatch):
         """On a screen of its own, which is left in order when it is interrupted; a line ends at the edge."""
         packages.segmenter(folder / "models" / "board")
         with serving(folder / "models") as agent:
             master, slave = pty.openpty()
             fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 4, 40, 0, 0))
+            monkeypatch.setenv("LINES", "24")  # what a shell has exported once, before the window was made smaller
             watcher = self.watcher(agent, "--watch", "0.1", stdin=slave, stdout=slave, stderr=slave)
             os.close(slave)
             seen = read_until(master, lambda text: text.count(HOME) >= 3)

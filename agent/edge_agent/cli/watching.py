@@ -1,5 +1,6 @@
 """Showing something again and again: in place on a terminal, one below the other elsewhere."""
 
+import os
 import shutil
 import sys
 import time
@@ -30,11 +31,19 @@ def watching(look: Callable[[], str], every: float, *, in_place: bool) -> None:
 def _in_place(look: Callable[[], str], every: float) -> None:
     with _screen():
         while True:
-            _, rows = shutil.get_terminal_size()
-            lines = [*look().splitlines(), "", f"Every {every:g} s; ends with Ctrl-C."][:rows]
+            lines = [*look().splitlines(), "", f"Every {every:g} s; ends with Ctrl-C."][: _rows()]
             text = "\n".join(f"{line}{TO_LINE_END}" for line in lines)
             click.echo(f"{HOME}{text}{TO_SCREEN_END}", nl=False)
             time.sleep(every)
+
+
+def _rows() -> int:
+    """Return how many lines the terminal has this instant, whatever the environment's LINES once was."""
+    try:
+        rows = os.get_terminal_size(sys.stdout.fileno()).lines
+    except (OSError, ValueError):
+        rows = 0
+    return rows or shutil.get_terminal_size().lines
 
 
 @contextmanager
