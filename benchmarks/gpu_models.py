@@ -3,17 +3,15 @@
 import json
 import platform
 import shutil
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import COOKIES, PHOTOGRAPHS, SHARED, package, small_network
+from harness import COOKIES, PHOTOGRAPHS, SHARED, compile_model, package, small_network
 
 from edge_agent.accelerators import Here
 from edge_agent.block import Target
 from edge_agent.packages import Package
-from model_packager import destinations, packaging, writing
+from model_packager import writing
 
 ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "ARM64"}
 PRECISIONS = ("fp32", "fp16")
@@ -45,7 +43,7 @@ def make(folder: Path, here: Here) -> list[Model]:
         for precision in (*PRECISIONS, *(["int8"] if images else [])):
             name = f"{source}-{precision}"
             options = {"precision": precision, **({"images": images} if images else {})}
-            _compile(component, folder, name, options, here)
+            compile_model(component, folder, name, _settings(here), **options)
             models.append(Model(name, precision, source, images))
     for one in (folder, *folder.rglob("*")):
         one.chmod(0o755 if one.is_dir() else 0o644)
@@ -78,19 +76,13 @@ def _write_source(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(told))
 
 
-def _compile(component: Path, folder: Path, name: str, options: Mapping[str, str], here: Here) -> None:
-    """Package a component as `edge-agent package start` does."""
+def _settings(here: Here) -> dict[str, object]:
+    """Return what a packaging job's settings say of the device."""
+    platform_wanted = {"Os": "LINUX", "Arch": ARCHITECTURES[platform.machine()]}
     target = made_for(here)
-    wanted = {"Os": "LINUX", "Arch": ARCHITECTURES[platform.machine()]}
-    greengrass: dict[str, object] = {"ComponentName": name, "TargetPlatform": wanted}
-    if target:
-        wanted["Accelerator"] = target.accelerator
-        greengrass["CompilerOptions"] = json.dumps(dict(target.options))
-    order = {
-        "request": {"ProjectName": "b", "ModelVersion": "1", "Configuration": {"Greengrass": greengrass}},
-        "output": str(folder),
-        "source": str(component),
-        "options": options,
+    if target is None:
+        return {"TargetPlatform": platform_wanted}
+    return {
+        "TargetPlatform": {**platform_wanted, "Accelerator": target.accelerator},
+        "CompilerOptions": json.dumps(dict(target.options)),
     }
-    with tempfile.TemporaryDirectory() as work:
-        packaging.run(order, Path(work), destinations.of(str(folder)), lambda _step, _fraction: None)

@@ -110,9 +110,11 @@ def make_models(folder: Path) -> None:
         one.chmod(0o755 if one.is_dir() else 0o644)
 
 
-def compile_model(component: Path, folder: Path, name: str, **options: str) -> None:
-    """Package a component as `edge-agent package start` does."""
-    greengrass = {"ComponentName": name, "TargetPlatform": {"Os": "LINUX", "Arch": "X86_64"}}
+def compile_model(
+    component: Path, folder: Path, name: str, target: Mapping[str, Any] | None = None, **options: str
+) -> None:
+    """Package a component as `edge-agent package start` does, for x86-64 or what a job's settings say of the `target`."""
+    greengrass = {"ComponentName": name, **(target or {"TargetPlatform": {"Os": "LINUX", "Arch": "X86_64"}})}
     order = {
         "request": {"ProjectName": "b", "ModelVersion": "1", "Configuration": {"Greengrass": greengrass}},
         "output": str(folder),

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import grpc
+
 from support.agent import Agent
 from support.calls import OK, outcome, request
 from support.waiting import until
@@ -97,3 +99,27 @@ def load(agent: Agent, *models: str, callers: int) -> Iterator[Load]:
         yield made
     finally:
         made.end()
+
+
+def fill_the_pool(channel: grpc.Channel, threads: int) -> None:
+    """Let the agent make every call thread that it may have: calls whose request never comes hold one each."""
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait()
+        yield from ()
+
+    rpc = "/AWS.LookoutVision.EdgeAgent/ListModels"
+    calls = [channel.stream_unary(rpc).future(nothing()) for _ in range(threads)]
+
+    def all_are_held() -> bool:
+        try:
+            channel.unary_unary(rpc)(b"", timeout=0.3)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return False
+
+    until(all_are_held, "no thread is left for a call")
+    never.set()
+    for call in calls:
+        call.cancel()

@@ -32,6 +32,7 @@ from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
 from support import packages
 from support.agent import PLENTY, Agent, alive, place
 from support.calls import INVALID, NOT_FOUND, OK, PRECONDITION, outcome, padded, picture, request
+from support.load import fill_the_pool
 from support.promises import Promise
 from support.sabotage import sabotaged
 from support.users import AGENT, MYSELF, User, agent_user
@@ -220,30 +221,6 @@ def _segments() -> set[str]:
     return found
 
 
-def fill_the_pool(channel: grpc.Channel) -> None:
-    """Let the agent make every call thread that it may have: calls whose request never comes hold one each."""
-    never = threading.Event()
-
-    def nothing() -> Iterator[bytes]:
-        never.wait()
-        yield from ()
-
-    half = channel.stream_unary(RPC.format("ListModels"))
-    calls = [half.future(nothing()) for _ in range(POOL)]
-
-    def all_are_held() -> bool:
-        try:
-            channel.unary_unary(RPC.format("ListModels"))(b"", timeout=0.3)
-        except grpc.RpcError as error:
-            return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        return False
-
-    until(all_are_held, "no thread is left for a call")
-    never.set()
-    for call in calls:
-        call.cancel()
-
-
 class Device:
     """An agent with everything that it may ever have, and its callers.
 
@@ -260,7 +237,7 @@ class Device:
         self.expected = Counter(accepted=2)
         self._run(MASKED, PLAIN)
         segments = _segments()
-        fill_the_pool(self._channels[0])
+        fill_the_pool(self._channels[0], POOL)
         for channel in self._channels:
             for kind in 2 * (self._kinds.accepted + self._kinds.refused):
                 self._call(channel, kind)

@@ -26,6 +26,7 @@ from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
 from support import packages
 from support.agent import PLENTY, Agent, serving
 from support.calls import EXHAUSTED, INTERNAL, OK, PRECONDITION, outcome, request
+from support.load import fill_the_pool
 from support.promises import Promise
 from support.sabotage import sabotaged
 from support.waiting import until
@@ -95,32 +96,6 @@ def channel(agent: Agent) -> Iterator[grpc.Channel]:
         yield made
 
 
-def fill_the_pool(agent: Agent) -> None:
-    """Let the agent make every call thread that it may have: calls whose request never comes hold one each."""
-    never = threading.Event()
-
-    def nothing() -> Iterator[bytes]:
-        never.wait()
-        yield from ()
-
-    with channel(agent) as made:
-        half = made.stream_unary("/AWS.LookoutVision.EdgeAgent/ListModels")
-        calls = [half.future(nothing()) for _ in range(POOL)]
-        asks = made.unary_unary("/AWS.LookoutVision.EdgeAgent/ListModels")
-
-        def all_are_held() -> bool:
-            try:
-                asks(b"", timeout=0.3)
-            except grpc.RpcError as error:
-                return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            return False
-
-        until(all_are_held, "no thread is left for a call")
-        never.set()
-        for call in calls:
-            call.cancel()
-
-
 def every_model_works(agent: Agent) -> None:
     """Run each model from whatever state it is in, judge an image, and stop it."""
     with channel(agent) as made:
@@ -166,7 +141,8 @@ def counted(agent: Agent) -> int:
 
 def prepared(agent: Agent) -> tuple[Held, int]:
     """Let the agent have all that it will ever have; return what it holds then, and how many calls it has counted."""
-    fill_the_pool(agent)
+    with channel(agent) as made:
+        fill_the_pool(made, POOL)
     every_model_works(agent)
     until(lambda: counted(agent) == 3 * len(NAMES), "the calls are counted")
     looks = [held(agent)]

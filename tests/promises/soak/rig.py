@@ -8,7 +8,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from promises.soak import plan
 from promises.soak.plan import ANY, CHURNED, EPOCH, LARGE_SIDE, MIDDLE, SIDES, WIDE
 from support import packages, shm, stubs
 from support.agent import PLENTY, Agent, environment, place
+from support.load import fill_the_pool
 from support.users import AGENT, MYSELF, User, agent_user
 from support.waiting import until
 
@@ -166,7 +166,8 @@ class Soak:
             for name in SIDES:
                 self.agent.run_model(name)
             self._stub = self._only_stub()
-            fill_the_pool(self.agent)
+            with grpc.insecure_channel(f"unix://{self.agent.socket}") as channel:
+                fill_the_pool(channel, POOL)
             self._lanes = [_Lane(self, number) for number in range(LANES)]
         except BaseException:
             self.close()
@@ -266,31 +267,6 @@ def _write_models(folder: Path) -> None:
         (side,) = SIDES[name]
         packages.segmenter(folder / name, (side, side))
     packages.classifier(folder / ANY, (64, 64))
-
-
-def fill_the_pool(agent: Agent) -> None:
-    """Let the agent make every call thread that it may have: calls whose request never comes hold one each."""
-    never = threading.Event()
-
-    def nothing() -> Iterator[bytes]:
-        never.wait()
-        yield from ()
-
-    with grpc.insecure_channel(f"unix://{agent.socket}") as channel:
-        rpc = "/AWS.LookoutVision.EdgeAgent/ListModels"
-        calls = [channel.stream_unary(rpc).future(nothing()) for _ in range(POOL)]
-
-        def all_are_held() -> bool:
-            try:
-                channel.unary_unary(rpc)(b"", timeout=0.3)
-            except grpc.RpcError as error:
-                return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            return False
-
-        until(all_are_held, "no thread is left for a call")
-        never.set()
-        for call in calls:
-            call.cancel()
 
 
 def _proportional(pid: int) -> tuple[int, int]:
