@@ -4,10 +4,11 @@ import contextlib
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from edge_agent.repeated import Repeated
 
 logger = logging.getLogger(__name__)
 
@@ -21,28 +22,17 @@ class StatusFile:
         """Write what `look` returns."""
         self._path = path
         self._look = look
-        self._ended = threading.Event()
         self._written = b""
-        self._thread = threading.Thread(target=self._keep, name="status", daemon=True)
+        failed = "The status file cannot be written; it is tried again."
+        self._kept = Repeated(self._write, INTERVAL, "status", failed)
 
     def keep(self) -> None:
         """Write the file, and keep it up to date in a thread of its own, until `close`."""
-        self._write()
-        self._thread.start()
+        self._kept.start()
 
     def close(self) -> None:
         """Write it for the last time."""
-        self._ended.set()
-        if self._thread.ident:
-            self._thread.join(INTERVAL)
-        self._write()
-
-    def _keep(self) -> None:
-        while not self._ended.wait(INTERVAL):
-            try:
-                self._write()
-            except Exception:
-                logger.exception("The status file cannot be written; it is tried again.")
+        self._kept.close()
 
     def _write(self) -> None:
         data = json.dumps(self._look()).encode() + b"\n"

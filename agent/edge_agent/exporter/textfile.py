@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import os
-import threading
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
+
+from edge_agent.repeated import Repeated
 
 logger = logging.getLogger(__name__)
 
@@ -19,25 +20,18 @@ class MetricsFile:
     def __init__(self, path: Path, registry: CollectorRegistry) -> None:
         self._path = path
         self._registry = registry
-        self._ended = threading.Event()
         self._told = ""
-        self._thread = threading.Thread(target=self._keep, name="metrics-file", daemon=True)
+        self._kept = Repeated(
+            self._write, INTERVAL, "metrics-file", "The metrics file cannot be written; it is tried again."
+        )
 
     def keep(self) -> None:
         """Write the file, and keep it up to date in a thread of its own, until `close`."""
-        self._write()
-        self._thread.start()
+        self._kept.start()
 
     def close(self) -> None:
         """Write it for the last time."""
-        self._ended.set()
-        if self._thread.ident:
-            self._thread.join(1.0)
-        self._write()
-
-    def _keep(self) -> None:
-        while not self._ended.wait(INTERVAL):
-            self._write()
+        self._kept.close()
 
     def _write(self) -> None:
         # A name that node_exporter, which takes *.prom, does not read.
