@@ -177,19 +177,23 @@ def keep(figures: dict[str, Any]) -> None:
 
     curve = figures["curve"]
 
-    def series(name: str, key: str, scale: float = 1.0) -> Series:
-        return Series(name, [(one["calls"] / 1000, one[key] / scale) for one in curve])
+    def series(name: str, key: str, scale: float = 1.0, of: list[dict[str, Any]] = curve) -> Series:
+        return Series(name, [(one["calls"] / 1000, one[key] / scale) for one in of])
 
     x = "thousand calls"
-    low, high = figures["growth_part_between"]
-    grown = f"{figures['growth_part']:+.2%} ({low:+.2%} to {high:+.2%}) from call {figures['calls'] // 10:,} on"
+    grown = f"at rest {_grown(figures['growth_at_rest'])} from call {figures['calls'] // 10:,} on"
     plots = [
         Plot(
             "Memory",
             grown,
             x,
-            "MB, all processes and the front one",
-            [series("PSS", "pss", 1e6), series("own", "memory", 1e6), series("front", "front", 1e6)],
+            "MB, all processes, and those and the front one at rest",
+            [
+                series("PSS", "pss", 1e6),
+                series("own", "memory", 1e6),
+                series("at rest", "memory", 1e6, figures["at_rest"]),
+                series("front", "front", 1e6, figures["at_rest"]),
+            ],
         ),
         Plot(
             "Held",
@@ -223,16 +227,19 @@ def promised(progress: dict[str, Any]) -> dict[str, Any]:
 def table(figures: dict[str, Any]) -> str:
     """Return what a soak found, in words."""
     warm, end = figures["held_when_warm"], figures["held_at_the_end"]
-    low, high = figures["growth_part_between"]
     held = ", ".join(f"{kind} {warm[kind]} then {end[kind]}" for kind in warm)
     return (
         f"{figures['calls']:,} calls in {figures['seconds'] / 60:.0f} minutes: {figures['outcomes']}\n"
-        f"memory: {figures['growth_part']:+.2%} ({figures['growth_bytes'] / 1e6:+.2f} MB), with 95 % confidence {low:+.2%} to "
-        f"{high:+.2%}; held: {held}\n"
+        f"memory: at rest {_grown(figures['growth_at_rest'])}, under way {_grown(figures['growth_under_way'])}; held: {held}\n"
         f"p50 {figures['p50_first_tenth_ms']} then {figures['p50_last_tenth_ms']} ms, p99 {figures['p99_first_tenth_ms']} "
         f"then {figures['p99_last_tenth_ms']} ms (medians of the first and of the last tenth)\n"
         f"broken: {figures['broken'] or 'nothing'}"
     )
+
+
+def _grown(growth: dict[str, Any]) -> str:
+    low, high = growth["between"]
+    return f"{growth['part']:+.2%} (95 % confidence: {low:+.2%} to {high:+.2%})"
 
 
 def main() -> int:

@@ -37,14 +37,16 @@ SHM = Path("/dev/shm")
 LEVELS = (60, 100, 160, 220)
 LARGEST = 3 * LARGE_SIDE * LARGE_SIDE + 4096 * 8
 OUTCOMES = ("judged", "refused", "stopped", "killed")
+# Seconds without a call after which the agent has given back what large messages left it.
+REST = 2.0
 # One of this run's own where we may choose, so that nobody else has segments as this user.
 UID = 65_000 + os.getpid() % 400
 USER = User(UID, UID) if agent_user() == AGENT else agent_user()
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What was seen after so many calls, while none was under way; memory in bytes, latencies in ms, of the calls since.
+class Memory:
+    """What memory was taken after so many calls, while none was under way, in bytes.
 
     `memory` is the proportional set size (PSS) of all processes, without files, that is without libraries: of these a process
     has the smaller a share the more others on the machine use them. `front` is that of the agent's own process, and `pss` is
@@ -56,6 +58,12 @@ class Sample:
     memory: int
     front: int
     pss: int
+
+
+@dataclass(frozen=True)
+class Sample(Memory):
+    """What was seen right after an epoch: besides the memory what is held, and the latencies of its calls, in ms."""
+
     files: int
     threads: int
     processes: int
@@ -244,15 +252,15 @@ class Soak:
         for name in self._made:
             (SHM / name).unlink(missing_ok=True)
 
+    def rest(self) -> Memory:
+        """Make no call for a while; return what memory is taken then."""
+        time.sleep(REST)
+        return Memory(**self._memory())
+
     def _sample(self, times: list[float]) -> Sample:
-        pids = [self.agent.pid, *self.agent.children()]
-        memory = [_proportional(pid) for pid in pids]
+        pids = self._pids()
         return Sample(
-            calls=self._epochs * EPOCH,
-            seconds=round(time.monotonic() - self._began, 1),
-            memory=sum(own for own, _ in memory),
-            front=memory[0][0],
-            pss=sum(whole for _, whole in memory),
+            **self._memory(),
             files=sum(_files(pid).total() for pid in pids),
             threads=sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
             processes=len(pids),
@@ -260,6 +268,19 @@ class Soak:
             p50=statistics.median(times),
             p99=times[round(0.99 * (len(times) - 1))],
         )
+
+    def _memory(self) -> dict[str, Any]:
+        found = [_proportional(pid) for pid in self._pids()]
+        return {
+            "calls": self._epochs * EPOCH,
+            "seconds": round(time.monotonic() - self._began, 1),
+            "memory": sum(own for own, _ in found),
+            "front": found[0][0],
+            "pss": sum(whole for _, whole in found),
+        }
+
+    def _pids(self) -> list[int]:
+        return [self.agent.pid, *self.agent.children()]
 
 
 def _write_models(folder: Path) -> None:
