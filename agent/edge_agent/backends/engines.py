@@ -187,9 +187,13 @@ class EngineCache:
                 files.remove(self._path / name)
                 self._tell_removed(name, str(reason))
                 continue
-            alone = entries.lock(inner)
-            if alone is not None and entries.is_there(inner, store, name):
-                return inner, alone
+            try:
+                alone = entries.lock(inner)
+                if alone is not None and entries.is_there(inner, store, name):
+                    return inner, alone
+            except OSError:  # a file system without locks, for one
+                os.close(inner)
+                raise
             os.close(inner)
             if alone is None:
                 self._tell_busy()

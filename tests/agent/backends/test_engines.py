@@ -1126,7 +1126,9 @@ def test_a_file_system_without_locks_has_no_folders(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(engines.entries.fcntl, "flock", none)
+    before = os.listdir("/proc/self/fd")
     assert EngineCache(path, PLENTY).folder(KEY) is None
+    assert len(os.listdir("/proc/self/fd")) == len(before)
     assert caplog.messages == [f"An engine could not be kept in {path}: No locks available."]
 
 
