@@ -198,7 +198,8 @@ class Agent:
         status.keep()  # before anybody can know that there is an agent
         served.publish()
         _tell_room_for_frames()
-        logger.info("Serving %d models on unix://%s", len(models.all()), self._settings.socket_path)
+        count = len(models.all())
+        logger.info("Serving %d model%s on unix://%s", count, "s" * (count != 1), self._settings.socket_path)
         models.start_wanted()
         models.watch()
         readiness.tell()

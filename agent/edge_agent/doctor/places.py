@@ -38,7 +38,8 @@ def socket(answers: Answering, settings: Settings, users: Users) -> list[Finding
     if answers.state == "serving":
         running = sum(one.status == "RUNNING" for one in answers.models.values())
         who = f"pid {answers.server_pid or 'of another namespace'}, {named(users.agent)}"
-        text = f"an agent answers on {path} ({who}): {len(answers.models)} models, {running} RUNNING; {owner}"
+        count = len(answers.models)
+        text = f"an agent answers on {path} ({who}): {count} model{'s' * (count != 1)}, {running} RUNNING; {owner}"
         return [Finding(SECTION, "socket", "ok", text), *_group(answers, settings, users)]
     found = {
         "absent": lambda: _free(answers, users),
