@@ -71,6 +71,7 @@ class Block:
     peak_memory: int | None
     target: Target | None = None
     compiled: bool = False
+    class_names: tuple[str, ...] = ()
 
 
 def default_arn(name: str, version: str) -> str:
@@ -95,16 +96,18 @@ def read_block(keys: Keys) -> Block:
         raise PackageRefused(
             f"package.component is {name!r:.140} {version!r:.80}; it needs a name of [a-zA-Z0-9-_.] and a version x.y.z."
         )
+    class_names, hex_colors = _classes(keys)
     return Block(
         name=name,
         version=version,
         arn=_arn(keys) if keys.has("model_arn") else default_arn(name, version),
         files=_files(keys),
-        hex_colors=_hex_colors(keys),
+        hex_colors=hex_colors,
         any_image_size=keys.flag("any_image_size"),
         peak_memory=_peak_memory(keys) if keys.has("peak_memory_bytes") else None,
         target=_target(keys) if keys.has("target") else None,
         compiled=_compiled(keys),
+        class_names=class_names,
     )
 
 
@@ -112,6 +115,11 @@ def claimed(manifest: bytes) -> tuple[str, str] | None:
     """Return the name and version that stand in a manifest's block, also where damage has made it no JSON any more."""
     found = COMPONENT.search(manifest)
     return (found[1].decode(), found[2].decode()) if found else None
+
+
+def is_one(package: object) -> bool:
+    """Return whether what stands at the key `package` of some manifest is a block, and not another's use of that key."""
+    return isinstance(package, dict) and "format" in package
 
 
 def is_signed(manifest: bytes) -> bool:
@@ -173,16 +181,18 @@ def _files(keys: Keys) -> Mapping[str, Digest]:
     return digests
 
 
-def _hex_colors(keys: Keys) -> Mapping[int, str]:
-    colours = {}
+def _classes(keys: Keys) -> tuple[tuple[str, ...], Mapping[int, str]]:
+    """Return the names of the mask's classes, and by index the colours of those that have one of their own."""
+    names, colours = [], {}
     for index, value in enumerate(keys.take("classes", list) if keys.has("classes") else []):
         entry = Keys(mapping(value, f"package.classes[{index}]"), f"package.classes[{index}]")
+        names.append(entry.text("name"))
         if entry.has("hex-color"):
             colour = entry.text("hex-color")
             if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
                 raise PackageRefused(f"{entry.place}.hex-color is {colour!r:.80}; write it as #RRGGBB.")
             colours[index] = colour.upper()
-    return colours
+    return tuple(names), colours
 
 
 def _target(keys: Keys) -> Target:

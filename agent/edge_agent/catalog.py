@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from edge_agent import packages
+from edge_agent import naming, packages
 from edge_agent.block import NAME
 from edge_agent.errors import shown
 from edge_agent.packages import Found, Rules, Signature
@@ -198,10 +198,10 @@ def _real(path: Path) -> Path:
 
 
 def _unreadable(folder: Path, root: Path, error: OSError, called: tuple[str, str] | None) -> Found:
-    name, version = called or packages.name_and_version(folder)
+    name, version = called or naming.name_and_version(folder)
     signature = ((str(folder), error.errno or 0, 0, 0, 0, 0, 0),)
     return Found(name, version, folder, root, signature, None, f"The package cannot be read: {error.strerror}.", called)
 
 
 def _version(found: Found) -> tuple[int, ...]:
-    return packages.version_key(found.version)
+    return naming.version_key(found.version)

@@ -4,24 +4,23 @@ The format is that of the components that Amazon Lookout for Vision wrote, plus 
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent import bitmaps, palette
-from edge_agent.block import Block, read_block
+from edge_agent import bitmaps
+from edge_agent.block import Block, is_one, is_signed, read_block
+from edge_agent.classes import UNSAFE, PixelClass, read_classes
 from edge_agent.errors import PackageRefused, shown
 from edge_agent.keys import Keys, mapping
 
 FILE = "manifest.json"
 LONGEST = 1 << 20
+GRAPH = b"model_graph"
 LONGEST_FILE_NAME = 255
 GRAPH_TYPE = "single_stage_model_graph"
 STAGE_TYPES = ("mochi", "supervised_multi_head_model")
 LOGICS = ("cls_head", "seg_head", "cls_and_seg", "cls_or_seg")
-# What no name may have: control characters, line ends, and those that turn the direction of the text around them.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 # OpenCV's codes (cv::InterpolationFlags) by the names that newer packages use; the last one is not OpenCV's.
 INTERPOLATIONS: dict[str, int | str] = {
     "nearest": 0,
@@ -66,14 +65,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class PixelClass:
-    """A class of the segmentation head and its colour in the mask, "#RRGGBB"."""
-
-    name: str
-    hex_color: str
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A manifest that was accepted.
 
@@ -92,7 +83,7 @@ class Manifest:
 def parse_json(data: bytes) -> dict[str, Any] | None:
     """Return the manifest in `data`, None when it is some other manifest.json; raise PackageRefused when it is broken.
 
-    What has our `package` block claims to be one of our packages, even where damage took its model_graph.
+    What has our `package` block is of one of our packages, even where damage took its model_graph.
     """
     if len(data) > LONGEST:
         raise PackageRefused(f"manifest.json is larger than {LONGEST} bytes.")
@@ -110,7 +101,9 @@ def parse_json(data: bytes) -> dict[str, Any] | None:
         content = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise PackageRefused(f"manifest.json is not JSON: {error}.") from None
-    if not isinstance(content, dict) or not content.keys() & {"model_graph", "package"}:
+    if not isinstance(content, dict):
+        return None
+    if "model_graph" not in content and not is_one(content.get("package")) and not is_signed(data):
         return None
     try:
         json.dumps(content, ensure_ascii=False).encode()
@@ -119,6 +112,15 @@ def parse_json(data: bytes) -> dict[str, Any] | None:
     if twice:
         raise PackageRefused(f"manifest.json has the key {shown(twice[0])} twice; which one counts is never guessed.")
     return content
+
+
+def is_of_a_package(data: bytes) -> bool:
+    """Return whether a manifest.json that is broken or too long is a model package's, as far as its first bytes tell.
+
+    One that ends before it says anything is: it is still being copied, or a power failure has taken the rest.
+    """
+    begun = b'{"' + GRAPH + b'"'
+    return GRAPH in data or is_signed(data) or begun.startswith(data.translate(None, b" \t\r\n\0"))
 
 
 def parse(content: Mapping[str, Any]) -> Manifest:
@@ -133,12 +135,15 @@ def parse(content: Mapping[str, Any]) -> Manifest:
     notes: list[str] = []
     image_classes = graph.section("image_level_classes")
     pixel_classes = graph.section("pixel_level_classes")
-    stage = _stage(Keys(mapping(stages[0], "stages[0]"), "stages[0]"), image_classes, pixel_classes, notes)
     block = read_block(Keys(mapping(content["package"], "package"), "package")) if "package" in content else None
+    stage_keys = Keys(mapping(stages[0], "stages[0]"), "stages[0]")
+    stage = _stage(stage_keys, image_classes, pixel_classes, notes)
+    if block is None or not block.compiled:
+        _check_input_is_told(stage_keys)
     if block is None:
         notes.append("No `package` block: files are not checked against digests.")
     image_size = _image_size(Keys(content, "manifest.json"), stage)
-    classes = _classes(pixel_classes, block) if stage.segmentation else ()
+    classes = read_classes(pixel_classes, block) if stage.segmentation else ()
     if stage.segmentation or (block and not block.any_image_size):
         _check_image_size(image_size)
     if stage.segmentation:
@@ -191,6 +196,15 @@ def _stage(keys: Keys, image_classes: Keys, pixel_classes: Keys, notes: list[str
     )
 
 
+def _check_input_is_told(keys: Keys) -> None:
+    """Refuse a stage that does not say how pixels become the network's input: other numbers, other verdicts."""
+    for key in ("image_range_scale", "normalize"):
+        if not keys.has(key):
+            raise PackageRefused(
+                f"{keys.place} lacks {key}; how the network's input is made is never guessed: write true or false."
+            )
+
+
 def _input_size(keys: Keys) -> tuple[int, int]:
     """Return the network's input size; `input_shape` and `image_width`, `image_height` must not contradict each other."""
     shape = keys.sizes("input_shape", 4) if keys.has("input_shape") else None
@@ -221,12 +235,14 @@ def _normal_ids(keys: Keys, key: str, graph_level: Keys, notes: list[str], *, re
         raise PackageRefused(
             f"The stage has no {key}, and {graph_level.place} no normal_ids; which class is normal is never guessed."
         )
-    if own is not None and shared and set(own) != set(shared):
+    if own and shared and set(own) != set(shared):
         notes.append(
             f"The stage's {key} {list(own)!r:.80} are used, although {graph_level.place} says {list(shared)!r:.80}."
         )
-    ids = (shared if own is None else own) or ()
-    # An empty list means "none" for the mask's types; of the image's classes one must be normal.
+    if own == () and shared:
+        notes.append(f"The stage's {key} is empty; the {list(shared)!r:.80} of {graph_level.place} are used.")
+    ids = own or shared or ()
+    # Of the mask's types none may be normal; of the image's classes one must be.
     if required and not ids:
         raise PackageRefused(f"{key} is empty; which class is normal is never guessed.")
     return ids
@@ -243,24 +259,6 @@ def _image_size(content: Keys, stage: Stage) -> tuple[int, int]:
     if dataset.has("image_width") or dataset.has("image_height"):
         return dataset.side("image_width"), dataset.side("image_height")
     return stage.mask_size or stage.input_size
-
-
-def _classes(pixel_classes: Keys, block: Block | None) -> tuple[PixelClass, ...]:
-    names = pixel_classes.take("names", list) if pixel_classes.has("names") else []
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise PackageRefused("The segmentation head needs the names of its classes in pixel_level_classes.names.")
-    if unsafe := next((name for name in names if UNSAFE.search(name)), None):
-        raise PackageRefused(
-            f"pixel_level_classes.names has {unsafe!r:.80}; a class is named without control characters."
-        )
-    try:
-        colours = palette.colours(len(names))
-    except ValueError as error:
-        raise PackageRefused(f"pixel_level_classes.names has {error}.") from None
-    own = block.hex_colors if block else {}
-    # Class 0 is the automatic background, white, whatever the manifest calls it.
-    rest = (PixelClass(name, own.get(index, colours[index])) for index, name in enumerate(names[1:], 1))
-    return PixelClass("background", colours[0]), *rest
 
 
 def _check_image_size(image_size: tuple[int, int]) -> None:

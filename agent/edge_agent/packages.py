@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import re
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,15 +14,14 @@ from edge_agent import block, device, manifest
 from edge_agent.block import Target
 from edge_agent.errors import SHOWN, PackageRefused, printable, shown
 from edge_agent.manifest import Manifest
+from edge_agent.naming import name_and_version
 
 logger = logging.getLogger(__name__)
 
 DEEPEST = 4
 MOST_FILES = 1000
-PLAIN_NAMES = {"component", "model"}
 # Of a sentence about a package, which may quote it: what an operator is told stays readable whatever it holds.
 LONGEST_SENTENCE = 600
-COMPONENT_SUFFIX = "_greengrass_model_component"
 LISTING_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READING_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -116,24 +114,13 @@ def search(folder: Path, on_error: Callable[[OSError], None], levels: int = DEEP
 
 def _claims_to_be_a_package(folder: Path) -> bool:
     try:
-        return manifest.parse_json(read_file(folder, manifest.FILE, most=manifest.LONGEST)) is not None
-    except PackageRefused:
+        data = read_file(folder, manifest.FILE, most=manifest.LONGEST + 1, head=True)
+    except PackageRefused:  # what cannot be read may be one, whose model must not vanish
         return True
-
-
-def name_and_version(folder: Path) -> tuple[str, str]:
-    """Return what a package is called by its path, where it has no `package` block."""
-    parent, grandparent = folder.parent.name, folder.parent.parent.name
-    if block.VERSION.fullmatch(parent) and grandparent:
-        return grandparent, parent
-    if folder.name in PLAIN_NAMES or folder.name.endswith(COMPONENT_SUFFIX):
-        return parent, "0.0.0"
-    return folder.name, "0.0.0"
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """Return a version as numbers, for comparing."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
+    try:
+        return manifest.parse_json(data) is not None
+    except PackageRefused:
+        return manifest.is_of_a_package(data)
 
 
 def look(folder: Path, root: Path, rules: Rules, called: tuple[str, str] | None = None) -> Found:
@@ -237,8 +224,11 @@ def check_files(folder: Path, parsed: Manifest) -> None:
     if parsed.model_file not in listed:
         raise PackageRefused(f"{_name(parsed.model_file)} is not listed in package.files.")
     there = set()
+    needed = {str(above) for path in listed for above in Path(path).parents}
     for path, info in _walk(folder):
         if stat.S_ISDIR(info.st_mode):
+            if path not in needed:
+                raise PackageRefused(f"{shown(path)} is a folder that no file of package.files is in.")
             continue
         if not stat.S_ISREG(info.st_mode):
             raise PackageRefused(f"{shown(path)} is a link or no regular file.")
@@ -291,13 +281,19 @@ def read_model(package: Package) -> ModelFiles:
 
 
 def read_file(
-    folder: Path, relative: str, *, one_link: bool = False, seen: Seen | None = None, most: int | None = None
+    folder: Path,
+    relative: str,
+    *,
+    one_link: bool = False,
+    seen: Seen | None = None,
+    most: int | None = None,
+    head: bool = False,
 ) -> bytes:
     """Return a package file's bytes, opened without following a link; raise PackageRefused when that cannot be had.
 
     With `one_link` a file that has a second name, which could be changed from elsewhere, is refused, and with `seen`
     any other file than that: paths may lead elsewhere for a moment, and back again. One of more than `most` bytes is not
-    read: a sparse file may have any size.
+    read, since a sparse file may have any size; with `head` its first `most` bytes are.
     """
     opened = []
     try:
@@ -311,9 +307,9 @@ def read_file(
             _check_one_link(info, relative)
         if seen and _seen(info) != seen:
             raise PackageRefused(f"{_name(relative)} was replaced after it was checked; start the model again.")
-        if most is not None and info.st_size > most:
+        if most is not None and info.st_size > most and not head:
             raise PackageRefused(f"{_name(relative)} is larger than {most} bytes.")
-        return _read_unchanging(opened[-1], _name(relative))
+        return _read_unchanging(opened[-1], _name(relative), most)
     except (MemoryError, OverflowError):
         raise PackageRefused(f"{_name(relative)} does not fit into memory.") from None
     except OSError as error:
@@ -323,14 +319,15 @@ def read_file(
             os.close(fd)
 
 
-def _read_unchanging(fd: int, label: str) -> bytes:
-    """Read a regular file to its end; refuse it when it changes meanwhile (it is still being copied)."""
+def _read_unchanging(fd: int, label: str, most: int | None) -> bytes:
+    """Read a regular file, or its first `most` bytes; refuse it when it changes meanwhile (it is still being copied)."""
     before = os.fstat(fd)
     if not stat.S_ISREG(before.st_mode):
         raise PackageRefused(f"{label} is not a regular file.")
+    size = before.st_size if most is None else min(before.st_size, most)
     with open(fd, "rb", closefd=False) as file:
-        data = file.read(before.st_size)  # and no more, should it grow without end
-    if len(data) != before.st_size or _changes(os.fstat(fd)) != _changes(before):
+        data = file.read(size)  # and no more, should it grow without end
+    if len(data) != size or _changes(os.fstat(fd)) != _changes(before):
         raise PackageRefused(f"{label} changed while it was read; it is perhaps still being copied.")
     return data
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from edge_agent.errors import shown
 from model_packager import tars, zips
-from model_packager.entries import Entry, Hostile, Limits, Names
+from model_packager.entries import Entry, Hostile, Limits, Names, Wanted
 from model_packager.errors import PackagingRefused
 
 __all__ = ["LIMITS", "Limits", "unpack"]
@@ -30,13 +30,15 @@ def unpack(
 ) -> list[str]:
     """Unpack a .zip, or a tar that is plain or packed with gzip, bzip2 or xz, and return the paths of the files written.
 
-    What the archive is, is told by its content. Every entry is checked, also those that are not wanted. Files get mode
-    0600 and folders 0700, whatever the archive says; a folder without files in it is not made.
+    What the archive is, is told by its content. Entries that are not wanted are passed over, whatever they are and are
+    called; they count towards the limits of the whole archive. Files get mode 0600 and folders 0700, whatever the archive
+    says; a folder without files in it is not made.
 
     Args:
         archive: the file to unpack, which may be hostile.
         into: the folder to write into; it must not exist, and after a refusal it does not.
-        wanted: chooses the files to write by their path in the archive, without a leading "./".
+        wanted: chooses the entries by their path in the archive, without a leading "./" or a slash at the end. It is asked
+            before that path is checked, which may be any text.
         limits: how much the archive may hold.
 
     Raises:
@@ -47,9 +49,9 @@ def unpack(
         with _opened(archive) as file, _made(into) as folder:
             written = []
             names = Names(limits)
-            for entry in _entries(file, limits):
+            for entry in _entries(file, limits, lambda name: wanted(_text(name))):
                 path = names.claim(entry.name, is_folder=entry.is_folder)
-                if not entry.is_folder and wanted(path):
+                if not entry.is_folder:
                     _write(folder, path, entry.content)
                     written.append(path)
             return written
@@ -96,13 +98,17 @@ def _made(into: Path) -> Iterator[int]:
         raise
 
 
-def _entries(file: BinaryIO, limits: Limits) -> Iterator[Entry]:
+def _text(name: bytes) -> str:
+    return name.decode(errors="backslashreplace").removeprefix("./").removesuffix("/")
+
+
+def _entries(file: BinaryIO, limits: Limits, wanted: Wanted) -> Iterator[Entry]:
     size = os.fstat(file.fileno()).st_size
     if size > limits.total:
         raise Hostile(f"has {size} bytes; {limits.total} are the most")
     if os.pread(file.fileno(), 4, 0) in zips.MAGIC:
-        return zips.entries(file.fileno(), size, limits)
-    return tars.entries(file, size, limits)
+        return zips.entries(file.fileno(), size, limits, wanted)
+    return tars.entries(file, size, limits, wanted)
 
 
 def _write(folder: int, path: str, content: Iterable[bytes]) -> None:

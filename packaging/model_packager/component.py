@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_agent.packages import COMPONENT_SUFFIX
+from edge_agent.naming import COMPONENT_SUFFIX
 from model_packager import recipe, request
 from model_packager.destinations import Destination
 from model_packager.recipe import Artifact

@@ -5,7 +5,7 @@ one tool reads in another way than the next is refused, not interpreted.
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -18,6 +18,8 @@ LONGEST_PART = 255
 TRUNCATED = "ends in the middle; copy or download it again"
 # Control and invisible characters, line and paragraph separators.
 INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}
+# Whether an entry is to be written, by its name as it stands in the archive.
+Wanted = Callable[[bytes], bool]
 
 
 class Hostile(Exception):

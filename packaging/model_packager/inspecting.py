@@ -11,7 +11,8 @@ import onnx
 
 from edge_agent import manifest, packages
 from edge_agent.errors import PackageRefused
-from edge_agent.packages import COMPONENT_SUFFIX, Found, Package, Rules
+from edge_agent.naming import COMPONENT_SUFFIX
+from edge_agent.packages import Found, Package, Rules
 from model_packager import archives, linting, measuring
 from model_packager.errors import PackagingRefused
 

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from edge_agent import backends, block, graphs, packages
+from edge_agent.classes import clash
 from edge_agent.errors import PackageRefused, shown
 from edge_agent.jobs import SessionOptions
 from edge_agent.manifest import Manifest
@@ -136,6 +137,12 @@ def _check_colours(colours: Mapping[str, str], parsed: Manifest) -> None:
             )
         if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
             raise PackagingRefused(f"--color gives {shown(name)} the colour {shown(colour)}; write it as #RRGGBB.")
+    chosen = [replace(one, hex_color=colours.get(one.name, one.hex_color).upper()) for one in parsed.classes[1:]]
+    if same := clash([*parsed.classes[:1], *chosen]):
+        raise PackagingRefused(
+            f"With --color the classes {shown(same[0].name)} and {shown(same[1].name)} would have one colour, "
+            f"{same[0].hex_color}, and no mask could tell them apart; give another one."
+        )
 
 
 def read_options(told: Mapping[str, Any]) -> Options:

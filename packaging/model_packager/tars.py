@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, Protocol
 
-from model_packager.entries import CHUNK, TRUNCATED, Entry, Hostile, Limits
+from model_packager.entries import CHUNK, TRUNCATED, Entry, Hostile, Limits, Wanted
 
 BLOCK = 512
 END = bytes(BLOCK)
@@ -31,8 +31,12 @@ OTHERS = {
     b"K": "a link",
     b"S": "a sparse file",
 }
+# Whatever size these say, no content follows them.
+WITHOUT_CONTENT = {b"1", b"2", b"3", b"4", b"6", b"K"}
+SPARSE = b"S"
 # Headers that say more of the entry after them, or of all that follow.
-GNU_NAME, PAX, PAX_GLOBAL = b"L", b"x", b"g"
+GNU_NAME, GNU_LINK, PAX, PAX_GLOBAL = b"L", b"K", b"x", b"g"
+GNU_KEYS = {GNU_NAME: b"path", GNU_LINK: b"link"}
 PAX_RECORD = re.compile(rb"([1-9][0-9]{0,6}) ([^=]{1,255})=")
 PAX_SPARSE = (b"GNU.sparse.", b"SCHILY.realsize", b"SUN.holesdata")
 NO_TAR = "has a damaged header, or is neither a zip nor a tar archive"
@@ -85,15 +89,23 @@ class _Header(NamedTuple):
     size: int
 
 
-def entries(file: BinaryIO, size: int, limits: Limits) -> Iterator[Entry]:
-    """Yield the entries of the archive `file`, `size` bytes long; the content of each is readable until the next.
+def entries(file: BinaryIO, size: int, limits: Limits, wanted: Wanted) -> Iterator[Entry]:
+    """Yield the wanted entries of the archive `file`, `size` bytes long; the content of each is readable until the next.
 
     Raises:
         Hostile: the archive is not in order; all of it is looked at, also the content that nobody reads.
 
     """
     stream = _Stream(_expanded(file, limits), limits.expanded(size))
+    count = 0
     while header := _next_header(stream):
+        count += 1
+        if count > limits.entries:
+            raise Hostile(f"comes after {limits.entries} files and folders, the most to be unpacked", header.name)
+        if not wanted(header.name):
+            for _ in stream.content(0 if header.kind in WITHOUT_CONTENT else header.size):
+                pass
+            continue
         is_folder = header.kind == FOLDER or (header.kind == OLD_FILE and header.name.endswith(b"/"))
         if not is_folder and header.kind not in FILES:
             kind = OTHERS.get(header.kind, "of an unknown kind")
@@ -192,12 +204,12 @@ def _next_header(stream: _Stream) -> _Header | None:
     said: dict[bytes, bytes] = {}
     while (block := stream.take(BLOCK)) != END:
         name, kind, size = header = _parse(block)
-        if kind not in {GNU_NAME, PAX, PAX_GLOBAL}:
+        if kind not in {*GNU_KEYS, PAX, PAX_GLOBAL}:
             return _extended(header, said)
         if size > LONGEST_HEADER:
             raise Hostile(f"is a header of {size} bytes; {LONGEST_HEADER} are the most", name)
         data = stream.take(size + -size % BLOCK)[:size]
-        more = {b"path": data.removesuffix(b"\0")} if kind == GNU_NAME else _records(data, name)
+        more = {GNU_KEYS[kind]: data.removesuffix(b"\0")} if kind in GNU_KEYS else _records(data, name)
         if kind in seen or more.keys() & said.keys() or (kind == PAX_GLOBAL and more):
             raise Hostile("gives the name, size or form of an entry more than once or of many at once", name)
         seen.add(kind)
@@ -207,14 +219,14 @@ def _next_header(stream: _Stream) -> _Header | None:
 
 def _extended(header: _Header, said: dict[bytes, bytes]) -> _Header:
     name, size = said.get(b"path", header.name), said.get(b"size")
-    if b"sparse" in said:
-        raise Hostile("is a sparse file; only files and folders can be unpacked", name)
+    kind = SPARSE if b"sparse" in said else GNU_LINK if b"link" in said else header.kind
+    header = header._replace(name=name, kind=kind)
     if size is None:
-        return header._replace(name=name)
+        return header
     # One digit more than the largest number of 64 bits.
     if not re.fullmatch(rb"[0-9]{1,20}", size):
         raise Hostile("has a size that is no number", name)
-    return header._replace(name=name, size=int(size))
+    return header._replace(size=int(size))
 
 
 def _records(data: bytes, name: bytes) -> dict[bytes, bytes]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model_packager.entries import CHUNK, TRUNCATED, Entry, Hostile, Limits
+from model_packager.entries import CHUNK, TRUNCATED, Entry, Hostile, Limits, Wanted
 
 MAGIC = (b"PK\3\4", b"PK\5\6")
 END = struct.Struct("<4s4H2LH")
@@ -76,8 +76,8 @@ class _Record(NamedTuple):
     mode: int
 
 
-def entries(fd: int, size: int, limits: Limits) -> Iterator[Entry]:
-    """Yield the entries of the archive that `fd` is open for, `size` bytes long.
+def entries(fd: int, size: int, limits: Limits, wanted: Wanted) -> Iterator[Entry]:
+    """Yield the wanted entries of the archive that `fd` is open for, `size` bytes long.
 
     Raises:
         Hostile: the archive is not in order; what an entry's content is, is only known when it is read.
@@ -92,7 +92,8 @@ def entries(fd: int, size: int, limits: Limits) -> Iterator[Entry]:
     records = list(_records(file, place))
     total = 0
     for record in records:
-        _check(record, limits)
+        if wanted(record.name):
+            _check(record, limits)
         total += record.size
         if total > limits.expanded(size):
             raise Hostile(
@@ -108,7 +109,7 @@ def entries(fd: int, size: int, limits: Limits) -> Iterator[Entry]:
         end = start + record.packed
         if end > place.offset:
             raise Hostile("reaches beyond the archive's entries", record.name)
-    for record in records:
+    for record in filter(lambda one: wanted(one.name), records):
         content = _content(file, record, starts[record.offset])
         yield Entry(record.name, record.name.endswith(b"/"), content)
 

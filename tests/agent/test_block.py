@@ -66,6 +66,7 @@ def test_a_whole_block():
         peak_memory=94906266,
         target=Target("X86_64", "NVIDIA", "t4", ("avx2", "fma"), {"gpu-code": "sm_75"}),
         compiled=True,
+        class_names=("background", "dent"),
     )
     assert set(WHOLE) == block.KEYS, "a key that the agent knows is not in this test"
 
@@ -114,6 +115,8 @@ REFUSED = {
     "sha256 too short": (("files", "mochi/model.onnx", "sha256"), SHA[:-1], "not a SHA-256"),
     "classes an object": (("classes",), {}, "package.classes is {}"),
     "class a text": (("classes", 1), "dent", "package.classes[1] is not an object"),
+    "class without a name": (("classes", 1, "name"), None, "package.classes[1] lacks name"),
+    "class of another name": (("classes", 0, "name"), 7, "package.classes[0].name is 7"),
     "colour by name": (
         ("classes", 1, "hex-color"),
         "red",

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from edge_agent import block, manifest, palette
+from edge_agent import block, manifest
+from edge_agent.classes import PixelClass
 from edge_agent.errors import PackageRefused
-from edge_agent.manifest import PixelClass
 from support import packages
 
 
@@ -41,6 +41,32 @@ def test_graph_level_ids_apply_to_the_stage():
     content["model_graph"]["pixel_level_classes"]["normal_ids"] = [0]
     stage = manifest.parse(content).stage
     assert (stage.class_normal_ids, stage.seg_normal_ids) == ((0,), (0,))
+
+
+@pytest.mark.parametrize("own", [None, []], ids=["none", "an empty list"])
+def test_a_stage_without_ids_has_those_of_the_graph(own):
+    content = both(class_normal_ids=own, seg_normal_ids=own, classification_logic="cls_and_seg")
+    content["model_graph"]["image_level_classes"]["normal_ids"] = [1]
+    content["model_graph"]["pixel_level_classes"]["normal_ids"] = [0]
+    parsed = manifest.parse(content)
+    assert (parsed.stage.class_normal_ids, parsed.stage.seg_normal_ids) == ((1,), (0,))
+    told = [note for note in parsed.notes if "is empty" in note]
+    assert told == (
+        []
+        if own is None
+        else [
+            "The stage's class_normal_ids is empty; the [1] of image_level_classes are used.",
+            "The stage's seg_normal_ids is empty; the [0] of pixel_level_classes are used.",
+        ]
+    )
+
+
+def test_no_type_of_the_mask_need_be_normal():
+    content = both(seg_normal_ids=[])
+    assert manifest.parse(content).stage.seg_normal_ids == ()
+    content["model_graph"]["pixel_level_classes"].pop("normal_ids")
+    parsed = manifest.parse(content)
+    assert (parsed.stage.seg_normal_ids, len(parsed.notes)) == ((), 1)
 
 
 def test_the_stages_own_ids_win_and_the_contradiction_is_told():
@@ -118,10 +144,14 @@ REFUSED = {
     "no head": (edit(*STAGE, "classification_head_enabled", value=False), "neither"),
     "head a number": (edit(*STAGE, "classification_head_enabled", value=1), "classification_head_enabled is 1"),
     "negative class ids": (edit(*STAGE, "class_normal_ids", value=[-1]), "class_normal_ids is [-1]"),
-    "empty class ids": (edit(*STAGE, "class_normal_ids", value=[]), "class_normal_ids is empty"),
     "ids texts": (edit(*STAGE, "class_normal_ids", value=["normal"]), "list of class indices"),
     "polar": (edit(*STAGE, "transform_preprocessing", value={"polar": {}}), "transform_preprocessing"),
     "calibrated, no shift": (edit(*STAGE, "calibrated", value=True), "calibrator_scaling"),
+    "no range": (edit(*STAGE, "image_range_scale", value=None), "stages[0] lacks image_range_scale; how the network's"),
+    "no normalisation": (
+        edit(*STAGE, "normalize", value=None),
+        "stages[0] lacks normalize; how the network's input is",
+    ),
     "interpolation 7": (edit(*STAGE, "interpolation", value=7), "interpolation is 7"),
     "interpolation true": (edit(*STAGE, "interpolation", value=True), "interpolation is True"),
     "contradicting size": (edit(*STAGE, "image_width", value=65), "contradicts"),
@@ -205,6 +235,26 @@ def test_a_class_may_be_named_in_any_script(name):
     assert manifest.parse(content).classes[1].name == name
 
 
+def test_empty_lists_of_the_images_classes_are_refused():
+    content = packages.manifest(class_normal_ids=[])
+    assert content["model_graph"]["image_level_classes"]["normal_ids"] == []
+    with pytest.raises(PackageRefused, match="class_normal_ids is empty; which class is normal is never guessed"):
+        manifest.parse(content)
+
+
+@pytest.mark.parametrize("key", ["image_range_scale", "normalize"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_how_the_input_is_made_must_be_said_unless_the_graph_does_it(key, compiled):
+    content = packages.manifest(**{key: None})
+    content["package"] = {"format": 1, "component": {"name": "b", "version": "1.0.0"}, "files": {}}
+    if compiled:
+        content["package"]["graph"] = block.COMPILED
+        assert manifest.parse(content).block.compiled
+    else:
+        with pytest.raises(PackageRefused, match=rf"stages\[0\] lacks {key}; .* write true or false"):
+            manifest.parse(content)
+
+
 def test_ids_that_are_nowhere_are_never_guessed():
     content = packages.manifest(class_normal_ids=None)
     content["model_graph"]["image_level_classes"] = {}
@@ -274,30 +324,63 @@ def test_a_classifier_that_takes_one_size_only_takes_one_that_images_have(any_si
             manifest.parse(content)
 
 
-@pytest.mark.parametrize("data", [b"{}", b"[]", b"1", b'{"name": "an extension"}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{}",
+        b"[]",
+        b"1",
+        b'{"name": "an extension"}',
+        b'{"package": "my-app", "version": "1"}',
+        b'{"package": {"name": "my-app"}}',
+        b'{"package": ["format"]}',
+        b'{"package": "my-app", "package": "twice"}',
+    ],
+)
 def test_some_other_manifest(data):
     assert manifest.parse_json(data) is None
 
 
-def test_colours_of_the_block_win():
-    content = both()
-    content["package"] = {
-        "format": 1,
-        "component": {"name": "b", "version": "1.0.0"},
-        "files": {},
-        "classes": [{"name": "background"}, {"name": "dent", "hex-color": "#0a0b0c"}],
-    }
-    assert manifest.parse(content).classes[1] == PixelClass("dent", "#0A0B0C")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"package": {"format": 1}}',
+        b'{"package": {"format": null}}',
+        b'{"qackage": {"manifest_sha256": "%b"}}' % (b"0" * 64),
+    ],
+)
+def test_what_has_the_marks_of_our_block_is_ours_also_without_its_graph(data):
+    assert manifest.parse_json(data) == json.loads(data)
 
 
-def test_palette():
-    assert palette.colours(24)[:4] == ("#FFFFFF", "#23A436", "#14A3B3", "#F76902")
-    assert palette.colours(24)[-1] == "#F6673C"
-    every = palette.colours(101)
-    assert len(set(every)) == 101
-    assert every[:24] == palette.colours(24)
-    with pytest.raises(ValueError, match="102"):
-        palette.colours(102)
+WHOLE = json.dumps(packages.manifest(), indent=1).encode()
+
+
+def test_a_manifest_that_is_cut_off_is_still_known_for_one():
+    assert [length for length in range(len(WHOLE)) if not manifest.is_of_a_package(WHOLE[:length])] == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes(len(WHOLE)),
+        b"\xef\xbb\xbf" + WHOLE[:-1],
+        WHOLE.replace(b'"model_graph"', b'"model_graph ', 1),
+        b'{"package": {"manifest_sha256": "%b"' % (b"0" * 64),
+    ],
+    ids=["zeros", "byte order mark", "without a quotation mark", "our digest"],
+)
+def test_a_damaged_manifest_is_still_known_for_one(data):
+    assert manifest.is_of_a_package(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'// an app\n{"name": "my-app"}', b'{"name": "cut', b"[", b"\xff\xfe", b"<html>", b'{"items": [' + b"1," * 99],
+    ids=lambda data: repr(data[:9]),
+)
+def test_what_is_broken_and_somebody_elses(data):
+    assert not manifest.is_of_a_package(data)
 
 
 def test_arn():

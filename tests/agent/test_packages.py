@@ -1,5 +1,7 @@
 """Where packages are found and what they are called; what is read of them, and how."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +35,46 @@ def test_search_is_four_levels_deep_and_not_inside_packages(tmp_path):
     assert found(tmp_path) == ["a/b/c/d", "elsewhere", "other/behind", "p"]
 
 
+APP = b'{"package": "my-app", "version": "1.0.0"}'
+OTHERS = {
+    "an app": APP,
+    "an app's package": b'{"package": {"name": "my-app"}, "files": []}',
+    "comments": b"// of an app\n" + APP,
+    "too long": json.dumps({"package": "my-app", "files": ["x" * 99] * 12_000}).encode(),
+    "too long, and no JSON": b"x" * (2 << 20),
+    "cut off": APP[:20],
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_the_manifest_of_something_else_is_no_failed_model_and_hides_none(tmp_path, what):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_bytes(OTHERS[what])
+    made.classifier(tmp_path / "app" / "models" / "board")
+    assert found(tmp_path) == ["app/models/board"]
+
+
+WHOLE = json.dumps({**made.manifest(), "package": {"format": 1}}, indent=1).encode()
+DAMAGED = {
+    "empty": b"",
+    "zeros": bytes(len(WHOLE)),
+    "one byte": b"{",
+    "cut off": WHOLE[:100],
+    "too long": WHOLE + b" " * (1 << 20),
+    "too long, and no JSON": WHOLE[:-1] + b"\0" * (1 << 20),
+    "another byte": WHOLE.replace(b"{", b"[", 1),
+    "without its graph": WHOLE.replace(b'"model_graph"', b'"nodel_graph"'),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_package_does_not_vanish(tmp_path, what):
+    folder = made.classifier(tmp_path / "board")
+    (folder / "manifest.json").write_bytes(DAMAGED[what])
+    assert found(tmp_path) == ["board"]
+    assert packages.look(folder, tmp_path, packages.Rules()).refusal.startswith("manifest.json")
+
+
 def test_the_models_folder_may_be_a_package_itself(tmp_path):
     made.classifier(tmp_path / "board")
     assert found(tmp_path / "board") == ["."]
@@ -54,23 +96,6 @@ def test_folders_that_cannot_be_listed_are_told(tmp_path):
     assert [error.filename for error in told] == [str(tmp_path / "nowhere")]
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/g/artifacts-unarchived/board/1.2.3/0123456789ab_greengrass_model_component", ("board", "1.2.3")),
-        ("/models/board/10.0.7/anything", ("board", "10.0.7")),
-        ("/models/board/component", ("board", "0.0.0")),
-        ("/models/board/model", ("board", "0.0.0")),
-        ("/models/board/0123456789ab_greengrass_model_component", ("board", "0.0.0")),
-        ("/models/board", ("board", "0.0.0")),
-        ("/models/board/1.2/component", ("1.2", "0.0.0")),
-        ("/models/board/1.2.3.4/x", ("x", "0.0.0")),
-    ],
-)
-def test_names(path, expected):
-    assert packages.name_and_version(Path(path)) == expected
-
-
 @shared.needed
 def test_the_shared_models_are_called_as_the_format_says():
     root = shared.FOLDER / "models"
@@ -80,11 +105,6 @@ def test_the_shared_models_are_called_as_the_format_says():
     ]
     assert {one.name for one in looked} == {"cookies-segmentation", "cookies-classification"}
     assert [one.refusal for one in looked] == ["", ""]
-
-
-def test_versions_compare_as_numbers():
-    ordered = ["0.0.0", "1.2.3", "1.2.10", "1.10.0", "2.0.0", "10.0.0"]
-    assert sorted(set(ordered), key=packages.version_key) == ordered
 
 
 def test_signature_sees_every_change_of_the_package_and_none_beside_it(tmp_path):
@@ -182,6 +202,47 @@ def test_what_is_told_of_a_package_is_one_line_of_a_bounded_length(tmp_path):
     refusal = packages.look(folder, tmp_path, packages.Rules()).refusal
     assert refusal.isprintable()
     assert len(refusal) <= packages.LONGEST_SENTENCE + 3
+
+
+def test_the_head_of_a_file(tmp_path):
+    (tmp_path / "manifest.json").write_bytes(b"0123456789")
+    assert packages.read_file(tmp_path, "manifest.json", most=4, head=True) == b"0123"
+    assert packages.read_file(tmp_path, "manifest.json", most=40, head=True) == b"0123456789"
+    with pytest.raises(PackageRefused, match="larger than 4 bytes"):
+        packages.read_file(tmp_path, "manifest.json", most=4)
+
+
+def with_a_block(folder: Path, *listed: str) -> Path:
+    """Write a package whose block lists these files, which have their own path for content, and its model."""
+    content, model = made.manifest(), made.brightness(mask=False)
+    files = {"mochi/model.onnx": model, **{path: path.encode() for path in listed}}
+    content["package"] = {
+        "format": 1,
+        "component": {"name": "board", "version": "1.0.0"},
+        "files": {
+            path: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for path, data in files.items()
+        },
+    }
+    made.write(folder, content, model)
+    for path in listed:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(path)
+    return folder
+
+
+@pytest.mark.parametrize("more", ["empty", "mochi/empty", "labels/deep/empty", ".git"])
+def test_a_folder_that_no_listed_file_needs(tmp_path, more):
+    folder = with_a_block(tmp_path / "board", "labels/deep/names.txt", "mochi/weights.data")
+    assert packages.look(folder, tmp_path, packages.Rules()).refusal == ""
+    (folder / more).mkdir()
+    refusal = packages.look(folder, tmp_path, packages.Rules()).refusal
+    assert refusal == f"'{more}' is a folder that no file of package.files is in."
+
+
+def test_without_a_block_other_folders_may_be_there(tmp_path):
+    folder = made.classifier(tmp_path / "board")
+    (folder / "empty").mkdir()
+    assert packages.look(folder, tmp_path, packages.Rules()).refusal == ""
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):

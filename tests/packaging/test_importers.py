@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from model_packager import importers, onnx_files, torchscript
+from model_packager import archives, importers, onnx_files, torchscript
 from model_packager.errors import PackagingRefused
 from model_packager.importers import Options
+from model_packager.importers import source as source_module
 from model_packager.importers.source import parse
 from model_packager.network import ANOMALIB, MOCHI, Conventions, Imported
 from support import networks, shared
@@ -58,6 +60,10 @@ TORCHSCRIPT = zipped(
         "mochi/version": b"3\n",
     }
 )
+
+
+def component(content: dict[str, Any] = CONTENT, **changes: Any) -> dict[str, bytes]:
+    return {"manifest.json": json.dumps({**content, **RUNTIME, **changes}).encode(), "mochi/model.onnx": ONNX}
 
 
 def folder_of(path: Path, files: dict[str, bytes]) -> Path:
@@ -177,6 +183,84 @@ def test_the_training_output_of_the_cookies(tmp_path):
     torchscript.check(found.model)
 
 
+# What is skipped, whatever it is
+
+BESIDE = {"manifest.json": MANIFEST, "mochi.pt": TORCHSCRIPT}
+LEFT_BEHIND = {
+    "a model of each epoch": {"checkpoints/epoch-1.pt": b"other", "checkpoints/best/mochi.onnx": ONNX},
+    "other manifests": {"evaluation/manifest.json": MANIFEST, "checkpoints/manifest.json": b"{"},
+    "pickles": {"mochi.pth": b"a pickle", "best.ckpt/manifest.json": MANIFEST, "best.ckpt/weights.pt": b"other"},
+    "a pickle where torch.save puts one": {"evaluation/data.pkl": b"a pickle", "checkpoints/data.pkl": b"a pickle"},
+    "names that no archive may have": {"checkpoints/epoch\\1.bin": b"", "evaluation/a\nb": b""},
+    "what a Mac adds": {
+        "__MACOSX/._mochi.pt": b"attributes",
+        "__MACOSX/manifest.json": MANIFEST,
+        "._mochi.pt": b"attributes",
+        "._manifest.json": b"\0\5\26\7",
+        "inner/._model.onnx": b"attributes",
+        ".DS_Store": b"\0\0\0\1Bud1",
+    },
+}
+
+
+@pytest.mark.parametrize("what", LEFT_BEHIND)
+@pytest.mark.parametrize("files", [BESIDE, component(), TRAINING_OUTPUT], ids=["pair", "component", "training output"])
+@pytest.mark.parametrize("above", ["", "job-7/"])
+def test_what_is_skipped_changes_nothing(tmp_path, made, files, what, above):
+    source = made({above + name: data for name, data in {**files, **LEFT_BEHIND[what]}.items()})
+    found = load(source, tmp_path)
+    plain = load(folder_of(tmp_path / "plain", files), tmp_path)
+    assert (found.kind, found.manifest, found.torchscript) == (plain.kind, plain.manifest, plain.torchscript)
+    assert found.model.read_bytes() == plain.model.read_bytes()
+    unpacked = [str(path.relative_to(one)) for one in tmp_path.glob("work-*/unpacked") for path in one.rglob("*")]
+    assert not [path for path in unpacked if source_module.is_skipped(path)]
+
+
+@pytest.mark.parametrize("path", ["checkpoints/last.ckpt", "evaluation/report", "checkpoints", "mochi.pth"])
+@pytest.mark.parametrize("form", ["folder", "zip", "tar", "tar of a hard link"])
+def test_a_link_that_is_skipped(tmp_path, path, form):
+    if form == "folder":
+        source = folder_of(tmp_path / "source", BESIDE)
+        (source / path).parent.mkdir(exist_ok=True)
+        (source / path).symlink_to(tmp_path)
+    elif form == "zip":
+        with zipfile.ZipFile(source := tmp_path / "source.zip", "w") as archive:
+            for name, data in BESIDE.items():
+                archive.writestr(name, data)
+            entry = zipfile.ZipInfo(path)
+            entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(entry, str(tmp_path))
+    else:
+        with tarfile.open(source := tmp_path / "source.tar.gz", "w:gz") as archive:
+            entry = tarfile.TarInfo(path)
+            entry.type, entry.linkname = (
+                (tarfile.LNKTYPE, "mochi.pt") if "hard" in form else (tarfile.SYMTYPE, "/x" * 99)
+            )
+            archive.addfile(entry)
+            for name, data in BESIDE.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    assert load(source, tmp_path).model.read_bytes() == TORCHSCRIPT
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "mochi.pth", "evaluation/images.bin"])
+def test_what_is_skipped_may_be_of_any_size(tmp_path, made, monkeypatch, name):
+    """As if the most for one file was less than 2 GiB."""
+    limits = archives.Limits(file=max(map(len, BESIDE.values())))
+    monkeypatch.setattr(archives, "unpack", functools.partial(archives.unpack, limits=limits))
+    source = made({**BESIDE, name: bytes(limits.file + 1)})
+    assert load(source, tmp_path).model.read_bytes() == TORCHSCRIPT
+    if source.is_file():
+        with refused(f"'large.bin' is a file of {limits.file + 1} bytes; {limits.file} are the most"):
+            load(made({**BESIDE, "large.bin": bytes(limits.file + 1)}), tmp_path)
+
+
+def test_a_source_may_itself_be_called_what_is_skipped(tmp_path):
+    source = folder_of(tmp_path / "evaluation", BESIDE)
+    assert load(source, tmp_path).model == source / "mochi.pt"
+
+
 # (b) a manifest and a model
 
 
@@ -226,8 +310,13 @@ def test_a_manifest_without_a_model(tmp_path, made):
         load(source, tmp_path, model=Path("/nowhere.onnx"))
 
 
-def test_other_manifests_are_other_things(tmp_path, made):
-    source = made({"manifest.json": MANIFEST, "web/manifest.json": b'{"name": "an app"}', "mochi.pt": TORCHSCRIPT})
+@pytest.mark.parametrize(
+    "other",
+    [b'{"name": "an app"}', b'{"package": "an app"}', b'// comments\n{"name": "an app"}', b"x" * ((1 << 20) + 1)],
+    ids=["an app's", "with a package", "with comments", "long"],
+)
+def test_other_manifests_are_other_things(tmp_path, made, other):
+    source = made({"manifest.json": MANIFEST, "web/manifest.json": other, "mochi.pt": TORCHSCRIPT})
     assert load(source, tmp_path).manifest == CONTENT
 
 
@@ -253,6 +342,15 @@ def test_a_manifest_of_the_callers_that_is_none(tmp_path):
         load(source, tmp_path, manifest=file_of(tmp_path / "mine.json", b'{"a": 1}'))
     with refused("gone.json cannot be read: No such file or directory"):
         load(source, tmp_path, manifest=tmp_path / "gone.json")
+
+
+def test_empty_lists_of_the_stage_are_those_of_the_graph(tmp_path, made):
+    content = networks.content(class_normal_ids=[], seg_normal_ids=[])
+    content["model_graph"]["image_level_classes"]["normal_ids"] = [1]
+    content["model_graph"]["pixel_level_classes"]["normal_ids"] = [0]
+    found = load(made({"manifest.json": json.dumps(content).encode(), "mochi.pt": TORCHSCRIPT}), tmp_path)
+    stage = parse(found.manifest).stage
+    assert (stage.class_normal_ids, stage.seg_normal_ids) == ((1,), (0,))
 
 
 def graph(**changes: Any) -> dict[str, Any]:
@@ -281,6 +379,11 @@ def stage(drop: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
             "neither class_normal_ids nor .* never guessed: write it .* --manifest FILE",
         ),
         (stage(class_normal_ids=[]), "neither class_normal_ids nor .* never guessed"),
+        (
+            stage(drop=("image_range_scale",)),
+            r"stages\[0\] lacks image_range_scale; .*never guessed: write true or false",
+        ),
+        (stage(drop=("normalize",)), r"stages\[0\] lacks normalize; how the network's input is made is never guessed"),
         (
             stage(drop=("seg_normal_ids",)),
             "no seg_normal_ids, .*; which class is normal is never guessed. Bring a single-",
@@ -351,10 +454,6 @@ def test_compiled_code_with_the_model_beside_it(tmp_path, made):
 
 
 # (d) ONNX components
-
-
-def component(content: dict[str, Any] = CONTENT, **changes: Any) -> dict[str, bytes]:
-    return {"manifest.json": json.dumps({**content, **RUNTIME, **changes}).encode(), "mochi/model.onnx": ONNX}
 
 
 def test_an_onnx_component(tmp_path, made):
@@ -742,7 +841,7 @@ def test_an_archive_that_is_none(tmp_path):
             "export_artifacts/mochi.pt",
             "has no export_artifacts/manifest.json beside export_artifacts/mochi",
         ),
-        (TOP, "mochi.pt", "has 2 manifests"),
+        (TOP, "mochi.pt", "holds neither a manifest.json"),
         (component(), "mochi", "has 0 files 'model.onnx'"),
         (component(), "mochi/model.onnx", "has 0 files 'model.onnx'"),
     ],

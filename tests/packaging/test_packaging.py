@@ -550,6 +550,10 @@ def test_a_version_that_is_there_already(tmp_path, unmeasured):
         ({"colours": {"dent": "#FF2EDC"}}, "--color names the class 'dent'; this model's are: defect 1"),
         ({"colours": {"background": "#FF2EDC"}}, "--color names the class 'background'; this model's are: defect 1"),
         ({"colours": {"defect 1": "red"}}, "--color gives 'defect 1' the colour 'red'; write it as #RRGGBB"),
+        (
+            {"colours": {"defect 1": "#ffffff"}},
+            "With --color the classes 'background' and 'defect 1' would have one colour, #FFFFFF, .*; give another one",
+        ),
         ({"images": "/nowhere"}, "/nowhere cannot be read"),
         ({"threshold": 0.7}, "--threshold does not go with source"),
         ({"score_tolerance": float("nan")}, "--score-tolerance is nan; it must be from 0 to 1"),
@@ -562,6 +566,21 @@ def test_options_that_do_not_go_with_the_model(tmp_path, unmeasured, options, wo
         networks.package(
             source_of(tmp_path / "source", networks.mochi()), tmp_path / "work", tmp_path / "out", **options
         )
+
+
+@pytest.mark.parametrize(
+    ("colours", "shared"),
+    [
+        ({"defect 1": "#14a3b3"}, "#14A3B3"),  # that of class 2, which keeps the palette's
+        ({"defect 2": "#23A436"}, "#23A436"),
+        ({"defect 1": "#0a0b0c", "defect 2": "#0A0B0C"}, "#0A0B0C"),
+    ],
+)
+def test_two_classes_of_one_colour(tmp_path, unmeasured, colours, shared):
+    source = source_of(tmp_path / "source", networks.mochi(pixel_classes=3), pixel_classes=3)
+    with refused(f"With --color the classes 'defect 1' and 'defect 2' would have one colour, {shared}, "):
+        networks.package(source, tmp_path / "work", tmp_path / "out", colours=colours)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_classification_model_may_take_any_size(tmp_path, unmeasured):

@@ -9,13 +9,10 @@ from typing import Protocol
 from model_packager import archives
 from model_packager.errors import PackagingRefused
 from model_packager.importers import anomalib, compiled, component, folder, sidecar, training_output
-from model_packager.importers.source import Options, Source
+from model_packager.importers.source import PICKLES, Options, Source, is_skipped
 from model_packager.network import Imported
 
 __all__ = ["Importer", "Options", "Source", "load"]
-
-PICKLES = {".ckpt", ".pickle", ".pkl", ".pth"}
-SKIPPED_FOLDERS = {"checkpoints", "evaluation"}
 
 
 class Importer(Protocol):
@@ -72,13 +69,13 @@ def _opened(path: Path, work: Path) -> Source:
     inside = _zip_names(path)
     if any(PurePath(name).parts[1:] == ("constants.pkl",) for name in inside):
         return Source(path.name, file=path, torchscript=True)
-    if path.suffix.lower() in {*PICKLES, ".pt"} or any(PurePath(name).parts[1:] == ("data.pkl",) for name in inside):
+    if path.suffix.lower() in {*PICKLES, ".pt"} or any(map(_makes_a_checkpoint, inside)):
         raise PackagingRefused(
             f"{path.name} is a checkpoint, a pickle of Python's, which is never opened: that would run whatever code is in "
             "it. Bring the model as TorchScript (export_artifacts/mochi.pt of the training output) or as .onnx."
         )
     target = work / "unpacked"
-    archives.unpack(path, target, _wanted)
+    archives.unpack(path, target, lambda name: not is_skipped(name))
     return Source(path.name, folder=target)
 
 
@@ -90,7 +87,7 @@ def _zip_names(path: Path) -> Iterable[str]:
         return []
 
 
-def _wanted(name: str) -> bool:
-    """Return whether a file of an archive may be needed; pickles and what a training leaves behind are not."""
-    path = PurePath(name)
-    return path.suffix.lower() not in PICKLES and not SKIPPED_FOLDERS & set(path.parts[:-1])
+def _makes_a_checkpoint(name: str) -> bool:
+    """Return whether a file of a zip is where torch.save puts its pickle, and not in a folder that is skipped."""
+    folder, *rest = PurePath(name).parts or ("",)
+    return rest == ["data.pkl"] and not is_skipped(folder)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from edge_agent import manifest
@@ -15,6 +15,9 @@ from model_packager.errors import PackagingRefused
 DEEPEST = 4
 ONNX = ".onnx"
 MODEL_SUFFIXES = {ONNX, ".pt"}
+PICKLES = {".ckpt", ".pickle", ".pkl", ".pth"}
+# What a training leaves behind, and what a Mac puts beside each file of an archive.
+SKIPPED, APPLES = {"checkpoints", "evaluation", "__MACOSX", ".DS_Store"}, "._"
 SIDECAR = "Bring a single-stage mochi model, or export the network as ONNX and describe it in a sidecar manifest (--manifest FILE)."
 
 
@@ -42,13 +45,19 @@ class Source:
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        """The files of a folder, at most 4 levels deep, links not followed, in alphabetical order."""
+        """The files of a folder, without those to skip, at most 4 levels deep, links not followed, in alphabetical order."""
         return tuple(_walk(self.folder, DEEPEST)) if self.folder else ()
 
     @cached_property
     def manifests(self) -> list[Path]:
-        """The files called manifest.json that have a model_graph, or are broken; compiled code has others of that name."""
-        return [path for path in self.files if path.name == manifest.FILE and _has_model_graph(path)]
+        """The files called manifest.json that are a model's; other programs, and compiled code, have some of that name.
+
+        Where there is none, one that is too broken to tell may have been it.
+        """
+        called = [path for path in self.files if path.name == manifest.FILE]
+        return [path for path in called if _is_a_models(path)] or [
+            path for path in called if _is_a_models(path, doubt=True)
+        ]
 
     @property
     def models(self) -> list[Path]:
@@ -62,10 +71,18 @@ class Source:
         return found[0] if len(found) == 1 and found[0].suffix.lower() == ONNX else None
 
 
+def is_skipped(path: str) -> bool:
+    """Return whether what is in a source is passed over as if it was not there, whatever it is: pickles, among others."""
+    return any(
+        part in SKIPPED or part.startswith(APPLES) or PurePath(part).suffix.lower() in PICKLES
+        for part in PurePath(path).parts
+    )
+
+
 def _walk(folder: Path, levels: int) -> Iterator[Path]:
     try:
         with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            entries = sorted((entry for entry in found if not is_skipped(entry.name)), key=lambda entry: entry.name)
         for entry in entries:
             if entry.is_file(follow_symlinks=False):
                 yield Path(entry)
@@ -75,11 +92,16 @@ def _walk(folder: Path, levels: int) -> Iterator[Path]:
         raise PackagingRefused(f"{folder.name} cannot be read: {error.strerror}.") from None
 
 
-def _has_model_graph(path: Path) -> bool:
+def _is_a_models(path: Path, *, doubt: bool = False) -> bool:
+    """Return whether a manifest.json is a model's; `doubt` answers for one that is broken and says nothing of a model."""
     try:
-        content = manifest.parse_json(path.read_bytes())
-    except (OSError, PackageRefused):
+        data = path.read_bytes()
+    except OSError:  # whoever reads it says what is wrong
         return True
+    try:
+        content = manifest.parse_json(data)
+    except PackageRefused:
+        return doubt or manifest.is_of_a_package(data)
     return content is not None and "model_graph" in content
 
 

@@ -241,10 +241,10 @@ def test_costs_itself_only(promises: Promises, models):
 # An agent that takes any name, tells all, and stumbles over what it does not know.
 DAMAGES = """
 import re
-from edge_agent import manifest, packages
+from edge_agent import classes, manifest, packages
 from edge_agent.errors import PackageRefused
 stage = manifest._stage
-manifest.UNSAFE = re.compile("(?!)")
+classes.UNSAFE = re.compile("(?!)")
 def telling(keys, *others):
     if len(keys.values["type"]) > 1000:
         raise PackageRefused(f"The type is {keys.values['type']}.")
