@@ -1,12 +1,14 @@
 """`make soak`: a million calls in the background, which go on when this command is interrupted, and which it then follows again.
 
 There is one agent from the first call to the last, or the growth of its memory would say nothing; so a run that was itself
-ended, with the machine perhaps, is begun anew, and said to be. Results: benchmarks/results/soak.json and soak.svg.
+ended, with the machine perhaps, is begun anew, and said to be. So is one of other code, of another number of calls or of another
+seed than asked for. Results: benchmarks/results/soak.json and soak.svg.
 """
 
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,27 @@ PROMISE = Promise(
     full=CALLS,
     fast=2_000,
 )
+SEED = 1
+# What is run and what runs it.
+CODE = (ROOT / "agent" / "edge_agent", HERE)
+# What makes two soaks the same, in words.
+SAME = {"digest": "other code", "declared": "another number of calls", "seed": "another seed"}
 # Seconds between two looks, and between two lines about it.
 LOOK, LINE = 1.0, 60.0
+
+
+class AnotherRuns(Exception):
+    """A soak runs that is not the one that was asked for."""
+
+
+def digest(folders: Iterable[Path] = CODE) -> str:
+    """Return a digest of the names and contents of all Python files in some folders."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            content = path.read_bytes()
+            found.update(f"{folder.name}/{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return found.hexdigest()
 
 
 def _write(path: Path, content: Any) -> None:
@@ -76,7 +97,7 @@ def work(calls: int, seed: int) -> None:
     with _locked() as first:
         if not first:
             return
-        progress: dict[str, Any] = {"pid": os.getpid(), "declared": calls, "seed": seed, "calls": 0, "ended": False}
+        progress: dict[str, Any] = {"pid": os.getpid(), **_asked(calls, seed), "calls": 0, "ended": False}
         SAMPLES.unlink(missing_ok=True)
         _write(PROGRESS, progress)
         try:
@@ -116,19 +137,37 @@ def _copied(folder: Path) -> str:
     return str(folder)
 
 
-def follow(calls: int, seed: int) -> dict[str, Any]:
-    """Begin a soak, or go on following the one that runs; return its progress at the end."""
+def _asked(calls: int, seed: int) -> dict[str, Any]:
+    return {"digest": digest(), "declared": calls, "seed": seed}
+
+
+def _differs(progress: dict[str, Any], calls: int, seed: int | None) -> str:
+    """Return in words what else than was asked for a soak is of, empty where it is the same; any seed is, where none is given."""
+    asked = _asked(calls, progress.get("seed", SEED) if seed is None else seed)
+    return " and ".join(words for key, words in SAME.items() if progress.get(key) != asked[key])
+
+
+def follow(calls: int, seed: int | None = None) -> dict[str, Any]:
+    """Begin a soak, or go on following the one that runs or has ended, if it is the same; return its progress at the end.
+
+    Raises AnotherRuns where one runs that is not.
+    """
     progress = _read()
+    other = _differs(progress, calls, seed) if progress else ""
     if _runs():
+        if other:
+            raise AnotherRuns(f"A soak of {other} runs: let it end, or end it with `kill {progress['pid']}`.")
         print(f"A soak runs already and is followed; it has made {progress['calls'] if progress else 0:,} calls.")
-    elif progress and progress["ended"]:
+    elif progress and progress["ended"] and not other:
         print("A soak has come to its end since it was followed last.")
     else:
-        if progress:
+        if progress and progress["ended"]:
+            print(f"A soak of {other} has come to its end, and says nothing of this one: a new one is begun.")
+        elif progress:
             print(
                 f"The last soak was ended after {progress['calls']:,} calls, and its agent with it: a new one is begun."
             )
-        _begin(calls, seed)
+        _begin(calls, SEED if seed is None else seed)
     _watch()
     progress = _read()
     assert progress
@@ -170,8 +209,11 @@ def _tell(progress: dict[str, Any]) -> None:
         )
 
 
-def keep(figures: dict[str, Any]) -> None:
-    """Write figures and curve of a soak to where results are."""
+def keep(progress: dict[str, Any]) -> None:
+    """Write figures and curve of a soak to where results are; fail where it made too few calls or broke its promise."""
+    figures = progress["figures"]
+    assert progress["declared"] == figures["calls"] == CALLS, f"{figures['calls']:,} calls are kept nowhere"
+    assert not figures["broken"], figures["broken"]
     from harness import machine
     from picture import Plot, Series, draw
 
@@ -246,21 +288,27 @@ def main() -> int:
     """Soak in the background and follow it, or do what was asked for; return 1 when a promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--calls", type=int, default=CALLS, help="a multiple of 10,000; fewer are kept nowhere")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, help=f"default: {SEED}, or that of the soak that is followed")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
         work(asked.calls, asked.seed)
         return 0
-    progress = follow(asked.calls, asked.seed)
+    try:
+        progress = follow(asked.calls, asked.seed)
+    except AnotherRuns as error:
+        print(error)
+        return 1
     if progress["failed"]:
         print(progress["failed"])
         return 1
-    if progress["declared"] == CALLS:
-        keep(progress["figures"])
-        merge(RESULTS, promised(progress))
+    broken = progress["figures"]["broken"]
     print(table(progress["figures"]))
-    return 1 if progress["figures"]["broken"] else 0
+    if progress["declared"] == CALLS:
+        merge(RESULTS, promised(progress))
+        if not broken:
+            keep(progress)
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from edge_agent.trimming import IDLE
 from promises.soak.plan import EPOCH
 from promises.soak.rig import Holds, Memory, Sample, Soak
 
 # The part of the calls after which memory is to be level: by then every kind of call has come, in every worker.
 WARM_UP = 0.1
 MOST_GROWTH = 0.01
-# Points of the curve that is kept, and times that the clients rest.
+# Points of the curve that is kept.
 BLOCKS = 100
-# How often samples are drawn anew, and how many neighbours at a time.
-RESAMPLED, TOGETHER = 200, 10
+# Times that the clients rest, and for how long: until the agent has given back all that they left.
+RESTS, REST = 25, IDLE + 2
+# How often samples are drawn anew, and how many neighbours at a time: at most, and of all.
+RESAMPLED, TOGETHER, PARTS = 200, 10, 8
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,10 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _drawn(random: np.random.Generator, count: int) -> np.ndarray:
-    """Return places of samples drawn in runs of TOGETHER, as many as there are."""
-    begins = random.integers(0, max(1, count - TOGETHER + 1), -(-count // TOGETHER))
-    return np.minimum((begins[:, None] + np.arange(TOGETHER)).ravel()[:count], count - 1)
+    """Return places of samples drawn in runs of neighbours, as many as there are."""
+    together = max(1, min(TOGETHER, count // PARTS))
+    begins = random.integers(0, count - together + 1, -(-count // together))
+    return (begins[:, None] + np.arange(together)).ravel()[:count]
 
 
 @dataclass(frozen=True)
@@ -95,18 +99,18 @@ class Result:
         return found
 
 
-def soak(rig: Soak, calls: int, tell: Any = lambda _: None) -> Result:
-    """Make so many calls, a multiple of a thousand; `tell` is told each sample."""
+def soak(rig: Soak, calls: int, tell: Any = lambda _: None, rest: float = REST) -> Result:
+    """Make so many calls, a multiple of a thousand; `tell` is told each sample, and a `rest` is so many seconds long."""
     samples: list[Sample] = []
     rests: list[Memory] = []
     warm = None
     epochs = calls // EPOCH
-    between = max(1, epochs // BLOCKS)
+    between = max(1, epochs // RESTS)
     for number in range(1, epochs + 1):
         samples.append(rig.epoch())
         tell(samples[-1])
         if number % between == 0:
-            rests.append(rig.rest())
+            rests.append(rig.rest(rest))
         if warm is None and number >= WARM_UP * epochs:
             warm, warm_at = rig.settled(), number * EPOCH
     end = rig.settled()

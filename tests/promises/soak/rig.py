@@ -37,8 +37,6 @@ SHM = Path("/dev/shm")
 LEVELS = (60, 100, 160, 220)
 LARGEST = 3 * LARGE_SIDE * LARGE_SIDE + 4096 * 8
 OUTCOMES = ("judged", "refused", "stopped", "killed")
-# Seconds without a call after which the agent has given back what large messages left it.
-REST = 2.0
 # One of this run's own where we may choose, so that nobody else has segments as this user.
 UID = 65_000 + os.getpid() % 400
 USER = User(UID, UID) if agent_user() == AGENT else agent_user()
@@ -252,9 +250,9 @@ class Soak:
         for name in self._made:
             (SHM / name).unlink(missing_ok=True)
 
-    def rest(self) -> Memory:
+    def rest(self, seconds: float) -> Memory:
         """Make no call for a while; return what memory is taken then."""
-        time.sleep(REST)
+        time.sleep(seconds)
         return Memory(**self._memory())
 
     def _sample(self, times: list[float]) -> Sample:
