@@ -100,11 +100,17 @@ def segment(field: str, name: str, offset: int, size: int) -> Segment:
         raise InvalidArgument(
             f"{field}.name is {shown(name)}; names from sem. on belong to semaphores. Use another name."
         )
+    check_range(field, offset, size)
+    return Segment(plain, offset, size)
+
+
+def check_range(field: str, offset: int, size: int) -> None:
+    """Raise InvalidArgument, naming `field`, when no segment can have a handle's bytes, whatever its name."""
     if offset + size >= MOST_OFFSET:
         raise InvalidArgument(
-            f"{field} ends at offset {offset} + size {size}, beyond any segment; offset counts bytes from its start."
+            f"{field} ends at offset {offset} + size {size}, beyond any segment. Correct them: offset counts bytes from the "
+            "segment's start, and size those of the image or mask from there."
         )
-    return Segment(plain, offset, size)
 
 
 def check_mask(mask: Segment, image: Image) -> None:
@@ -201,7 +207,8 @@ class MaskTarget:
                     f"{self._field}. Free shared memory or make /dev/shm larger."
                 ) from None
             raise InvalidArgument(
-                f"The segment {shown(self._mask.name)} of {self._field} cannot be written: {error.strerror}."
+                f"The segment {shown(self._mask.name)} of {self._field} cannot be written: {error.strerror}. Make another one "
+                "with shm_open, and send its name."
             ) from None
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from edge_agent import lifecycle, packages
+from edge_agent import lifecycle, packages, threads
 from edge_agent.bitmaps import Pixels
 from edge_agent.block import default_arn
 from edge_agent.budget import RestartBudget
@@ -20,8 +20,10 @@ from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
 from edge_agent.packages import Found, Signature
 from edge_agent.plan import TUNABLE, Place, Planner
-from edge_agent.serving import Limits, Prepare, Serving, Starter
+from edge_agent.serving import Prepare, Serving
+from edge_agent.starter import Limits, Starter
 from edge_agent.supervisor import Spawner, Worker, WorkerDied
+from edge_agent.threads import NoThread
 from edge_agent.ways import Ways
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ LONGEST_SETTLING_PAUSE = 1.0
 # Of what is told of a model, which may quote its files: ListModels must stay below the 4 MiB that clients take.
 LONGEST_MESSAGE = 2000
 AGENT_ENDS = "the agent ends"
+# What to do, where a cause says so itself, and where it does not: it is told once.
+AGAIN = "start the model again"
+START_AGAIN = " Start the model again."
 # Seconds after which it is told how old the last word of a model is that is being loaded.
 SILENT = 8.0
 
@@ -97,10 +102,11 @@ class Model:
     def describe(self) -> tuple[State, str]:
         """Return the state and the sentences that explain it, of one and the same instant."""
         with self._lock:
-            notes = list(self._notes)
+            notes, detail = list(self._notes), self._detail
             # While it is STARTING there is nothing to do about that yet.
             if self._waiting and self._state is not State.STARTING:
                 notes.insert(0, self._about_waiting(self._waiting))
+                detail = detail.removesuffix(START_AGAIN)
             worker = self._serving.worker if self._serving else None
             if worker and worker.fallback:
                 notes.insert(0, worker.fallback)
@@ -108,7 +114,7 @@ class Model:
                 notes.insert(0, self._serving.note)
             if self._found.package and self._state is not State.FAILED:
                 notes.extend(self._found.package.notes)
-            told = printable(" ".join(filter(None, [self._detail, self._silence(), *notes])))
+            told = printable(" ".join(filter(None, [detail, self._silence(), *notes])))
             return self._state, told if len(told) <= LONGEST_MESSAGE else f"{told[:LONGEST_MESSAGE]}..."
 
     def _silence(self) -> str:
@@ -143,7 +149,7 @@ class Model:
         """Return what becomes of the package on disk; the lock must be held."""
         changed = "The package on disk has changed since"
         if self._state is State.FAILED:
-            return f"{changed}; start the model to load it."
+            return f"{changed}." if AGAIN in self._detail else f"{changed}; start the model to load it."
         if self._state is not State.RUNNING:
             return f"{changed}; it is loaded with the next start."
         reason = found.refusal or (self._not_swapped[1] if self._not_swapped[0] == found.signature else "")
@@ -189,8 +195,12 @@ class Model:
             return
         if self._not_swapped[0] == found.signature:
             return
-        self._swapping = True
-        threading.Thread(target=self._swap, args=(self._serving, found), name=f"swap-{self.name}", daemon=True).start()
+        try:
+            threads.start(f"swap-{self.name}", self._swap, self._serving, found)
+        except NoThread as refusal:  # the next look tries again
+            logger.warning("%s: version %s cannot take over yet: %s.", self.name, found.version, refusal)
+        else:
+            self._swapping = True
 
     def _swap(self, serving: Serving, found: Found) -> None:
         reason = ""
@@ -280,7 +290,7 @@ class Model:
             lifecycle.require(self._state, "StartModel")
             latest = self._waiting or self._found
         self._ways.look_again()
-        on_disk = packages.look_again(self._moved(latest), self._ways.rules())
+        on_disk = self._on_disk(latest)
         place = self._planner.reserve_gpu(on_disk)
         try:
             with self._lock:
@@ -296,10 +306,11 @@ class Model:
         except BaseException:
             place.settle()
             raise
-        load = threading.Thread(
-            target=self._load, args=(starter, settled, place), name=f"start-{self.name}", daemon=True
-        )
-        load.start()
+        try:
+            threads.start(f"start-{self.name}", self._load, starter, settled, place)
+        except NoThread as refusal:
+            place.settle()
+            self._not_loaded(f"The model was not loaded: {refusal}. Then {AGAIN}.")
 
     def stop(self, cause: str = "asked to stop") -> None:
         """Let accepted calls finish, within drain_timeout, and unload the model; return when everything is released.
@@ -393,6 +404,7 @@ class Model:
                 worker = self._start_worker(starter)
             finally:
                 place.settle()
+            self._serve(starter, worker)
         except PackageRefused as refusal:
             self._not_loaded(str(refusal))
         except WorkerDied as death:
@@ -400,22 +412,29 @@ class Model:
         except Exception:
             logger.exception("%s: unexpected failure while starting", self.name)
             self._not_loaded("The agent failed to start the worker; its log has the cause.")
-        else:
-            self._ledger.settle(self.name)
-            queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._planner.chosen.slots)
-            budget = self._budget()
-            serving = Serving(
-                self.name, starter, (self._found, worker), queue, budget, self._metrics, self._failed, self._took_over
-            )
-            with self._lock:
-                self._serving = serving
-                self._adopt(serving)  # they may have changed since
-                self._move(State.RUNNING, f"loaded on {worker.provider}, warm-up {worker.warm_up * 1000:.1f} ms")
-                serving.announce(self._waiting)
-                closing = self._closing
-            if closing:
-                serving.kill(AGENT_ENDS)
+
+    def _serve(self, starter: Starter, worker: Worker) -> None:
+        """Serve with a worker that has loaded the package; raise WorkerDied where nobody can look after it."""
+        self._ledger.settle(self.name)
+        queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._planner.chosen.slots)
+        does = self._failed, self._took_over, self._on_disk, self._settling_pause
+        serving = Serving(self.name, starter, (self._found, worker), queue, self._budget(), self._metrics, *does)
+        with self._lock:  # so that its death is heard of only when it serves
             serving.watch()
+            self._serving = serving
+            self._adopt(serving)  # they may have changed since
+            self._move(State.RUNNING, f"loaded on {worker.provider}, warm-up {worker.warm_up * 1000:.1f} ms")
+            serving.announce(self._waiting)
+            closing = self._closing
+        if closing:
+            serving.kill(AGENT_ENDS)
+
+    def _settling_pause(self) -> float:
+        return min(self._settings.scan_interval, LONGEST_SETTLING_PAUSE)
+
+    def _on_disk(self, found: Found) -> Found:
+        """Return a package as it is on disk this instant."""
+        return packages.look_again(self._moved(found), self._ways.rules())
 
     def _start_worker(self, starter: Starter) -> Worker:
         """Start a worker for the package, or for a newer one that became known where this one cannot be loaded.
@@ -439,7 +458,7 @@ class Model:
             if self._serving is serving and self._state is State.RUNNING and not self._closing:
                 self._serving = None
                 self._found = serving.found
-                self._move(State.FAILED, reason, detail=f"{reason} Start the model again.")
+                self._move(State.FAILED, reason, detail=reason if AGAIN in reason else f"{reason}{START_AGAIN}")
 
     def _not_loaded(self, reason: str) -> None:
         self._ledger.settle(self.name)
@@ -452,8 +471,8 @@ class Model:
         with self._lock:
             self._detail = "Waiting until the package on disk has settled."
         while time.monotonic() < give_up and not self._closing:
-            time.sleep(min(self._settings.scan_interval, LONGEST_SETTLING_PAUSE))
-            again = packages.look_again(self._moved(self._found), self._ways.rules())
+            time.sleep(self._settling_pause())
+            again = self._on_disk(self._found)
             agreed = again.signature == self._found.signature
             with self._lock:
                 self._found, self._waiting = again, None

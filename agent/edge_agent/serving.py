@@ -1,142 +1,35 @@
 """A loaded model as it serves calls: its queue, and one worker process at a time, which is replaced when it dies."""
 
-import itertools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
-from edge_agent.accelerators import WORDS, Failed, instead, nothing_left
+from edge_agent import threads
 from edge_agent.bitmaps import Pixels
 from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, MakeError, Turn
-from edge_agent.errors import AcceleratorMissing, EdgeAgentError, InferenceHung, PackageRefused, WorkerCrashed
-from edge_agent.jobs import Accelerator, Answer, Job, SessionOptions
+from edge_agent.errors import EdgeAgentError, InferenceHung, PackageRefused, WorkerCrashed
+from edge_agent.jobs import Answer, Job
 from edge_agent.manifest import Manifest
 from edge_agent.metrics import Metrics
-from edge_agent.packages import Found, Signature
-from edge_agent.plan import Plan
-from edge_agent.supervisor import DEATH_PATIENCE, Spawner, Worker, WorkerDied
+from edge_agent.packages import Found
+from edge_agent.starter import NotStarted, Starter
+from edge_agent.supervisor import DEATH_PATIENCE, Worker, WorkerDied
+from edge_agent.threads import NoThread
 
 logger = logging.getLogger(__name__)
 
 # Makes a call's job for the manifest that will judge it, which a swap may have changed while the call waited.
 Prepare = Callable[[Manifest], Job]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds that a worker may take: to load, to load while an engine is built, and for a call (None: by its warm-up)."""
-
-    load: float
-    build: float
-    call: float | None
-
-
-class Starter:
-    """Starts the workers of one model, in the first way that works, and can be told to start no more."""
-
-    def __init__(
-        self,
-        name: str,
-        spawner: Spawner,
-        plan: Callable[[Found], Plan],
-        limits: Limits,
-        metrics: Metrics,
-        tell: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        """Start as `plan` says for a package; `tell` is told what is being done while it is loaded."""
-        self._name = name
-        self._spawner = spawner
-        self._plan = plan
-        self._limits = limits
-        self._metrics = metrics
-        self._tell = tell
-        self._lock = threading.Lock()
-        self._loading: Worker | None = None
-        self._ended = ""
-        # The package that was loaded last, the way that worked, and what came before it.
-        self._worked: tuple[Signature, Accelerator, tuple[Failed, ...]] | None = None
-
-    def start(self, found: Found) -> Worker:
-        """Return a worker that has loaded the package and is warmed up.
-
-        Raises:
-            PackageRefused: the package or the runtime refused, or it runs on nothing that the settings allow.
-            WorkerDied: the process ended, did not load in time, or nothing is to be started any more.
-
-        """
-        if found.package is None:
-            raise PackageRefused(found.refusal)
-        # Before anything can fail: each that is counted ends, too.
-        self._metrics.happened("started", self._name)
-        ways, failed = self._ways(found)
-        for number, options in enumerate(ways):
-            if number:
-                self._metrics.happened("started", self._name)
-            try:
-                worker = self._started(found, options)
-            except AcceleratorMissing as refusal:
-                if options.accelerator == "cpu":
-                    raise
-                failed.append(Failed(WORDS[options.accelerator], f"{str(refusal).rstrip('.')}."))
-                logger.warning("%s: it cannot run on %s: %s", self._name, failed[-1].what, failed[-1].why)
-            else:
-                self._fell_back(worker, failed)
-                self._worked = found.content, options.accelerator, tuple(failed)
-                return worker
-        raise PackageRefused(nothing_left(failed))
-
-    def _ways(self, found: Found) -> tuple[list[SessionOptions], list[Failed]]:
-        """Return the ways that are left to try, and what has failed: for a package that ran, from the way that worked on."""
-        plan = self._plan(found)
-        ways = list(plan.ways)
-        if self._worked and self._worked[0] == found.content:
-            _, worked, failed = self._worked
-            left = [*itertools.dropwhile(lambda one: one.accelerator != worked, ways)]
-            if left:
-                return left, [*failed]
-        return ways, [*plan.failed]
-
-    def _fell_back(self, worker: Worker, failed: list[Failed]) -> None:
-        worker.fallback = instead(worker.accelerator, failed)
-        if worker.fallback:
-            self._metrics.happened("fell_back", self._name)
-            logger.warning("%s: %s", self._name, worker.fallback)
-
-    def _started(self, found: Found, options: SessionOptions) -> Worker:
-        """Start a worker in one way; errors as `start`, and AcceleratorMissing where that way does not work."""
-        begin = time.monotonic()
-        worker = Worker(self._spawner, found, options, self._limits.call)
-        with self._lock:
-            self._loading = worker
-            ended = self._ended
-        if ended:
-            worker.kill(ended)
-        try:
-            worker.load(self._limits.load, self._limits.build, self._tell)
-        except BaseException:
-            worker.stop()
-            worker.release()
-            raise
-        finally:
-            with self._lock:
-                self._loading = None
-        logger.debug("%s: loaded in %.3f s", self._name, time.monotonic() - begin)
-        return worker
-
-    def limit(self, limits: Limits) -> None:
-        """Start workers with other limits from now on."""
-        self._limits = limits
-
-    def end(self, cause: str) -> None:
-        """Start no more, and kill what is being loaded; `cause` is what operators are told."""
-        with self._lock:
-            self._ended = cause
-            loading = self._loading
-        if loading:
-            loading.kill(cause)
+# Seconds after which it is given up to look at a package that never stops to change.
+SETTLING_PATIENCE = 300.0
+# What callers are told when a package was refused in the end: why may name its files, and is for operators alone.
+NOT_REPLACED = "The model's worker process ended and could not be replaced; DescribeModel says why."
 
 
 class Serving:
@@ -152,11 +45,14 @@ class Serving:
         metrics: Metrics,
         failed: Callable[["Serving", str], None],
         took_over: Callable[["Serving", Found], None],
+        look: Callable[[Found], Found] = lambda found: found,
+        pause: Callable[[], float] = lambda: 1.0,
     ) -> None:
         """Serve with a worker that has loaded a package.
 
         `budget` says how often a dead worker is replaced, None never; `failed` is told when that is over, with what
-        operators are told, and `took_over` of each other package that is judged by from then on, in their order.
+        operators are told, and `took_over` of each other package that is judged by from then on, in their order. `look`
+        returns a package as it is on disk this instant, `pause` the seconds between two looks at one that has changed.
         """
         self._name = name
         self._starter = starter
@@ -165,12 +61,16 @@ class Serving:
         self._metrics = metrics
         self._failed = failed
         self._took_over = took_over
+        self._look = look
+        self._pause = pause
         self._lock = threading.Lock()
         # Held while a worker is put in the place of another.
         self._changing = threading.Lock()
         # Held while a death is seen to, so that the state is right before any caller knows.
         self._dying = threading.Lock()
         self._ended = threading.Event()
+        # What no thread could be started for.
+        self._left: deque[Callable[[], object]] = deque()
         self._found = loaded[0]
         self._next: Found | None = None
         self._longest = 0
@@ -239,9 +139,12 @@ class Serving:
                 self._metrics.queued(self._name, self._longest)
 
     def watch(self) -> None:
-        """Begin to look after the worker."""
-        if self._worker:
-            self._look_after(self._worker)
+        """Begin to look after the worker; raise NotStarted, when it has been ended, where nobody can."""
+        if worker := self._worker:
+            try:
+                self._look_after(worker)
+            except NoThread as refusal:
+                raise _unattended(worker, refusal) from None
 
     def announce(self, found: Found | None) -> None:
         """Note the package that is to follow this one; it is loaded if the worker dies and this one's files are gone."""
@@ -258,7 +161,7 @@ class Serving:
 
         Raises:
             PackageRefused: the package or the runtime refused; this one goes on.
-            WorkerDied: the new worker died while it loaded; this one goes on.
+            WorkerDied: the new worker died while it loaded, or nobody can look after it; this one goes on.
 
         """
         with self._changing:
@@ -301,31 +204,64 @@ class Serving:
             worker.kill(cause)
             worker.wait()
 
-    def _install(self, found: Found, worker: Worker) -> Worker | None:
-        """Put a worker in its place and go on; return the one that was there. One that comes too late is ended."""
+    def _install(self, found: Found, worker: Worker, *, restart: bool = False) -> Worker | None:
+        """Put a worker in its place and go on; return the one that was there. One that comes too late is ended.
+
+        `restart` says that it is counted as one in the place of a dead one.
+
+        Raises:
+            NotStarted: nobody can look after it, so it was ended; the one that was there goes on.
+
+        """
         with self._lock:
             late = self._ended.is_set()
             if not late:
+                try:
+                    self._look_after(worker)  # first: one that nobody looks after must not be called
+                except NoThread as refusal:
+                    if self._worker:
+                        self._queue.resume()
+                    raise _unattended(worker, refusal) from None
                 old, before = self._worker, self._found
                 self._worker, self._found = worker, found
                 self.note = ""
+                if restart:
+                    self._metrics.restarted(self._name)
                 self._queue.resume()
         if late:
-            worker.kill("the model was stopped")
-            worker.wait()
-            worker.release()
+            _end(worker, "the model was stopped")
             return None
         if found is not before:
             self._took_over(self, found)
-        self._look_after(worker)
         return old
 
     def _look_after(self, worker: Worker) -> None:
+        """Wait for a worker's end in a thread of its own; raise NoThread where there is none."""
+
         def watch() -> None:
             worker.wait()
             self._died(worker)
 
-        threading.Thread(target=watch, name=f"death-{self._name}", daemon=True).start()
+        threads.start(f"death-{self._name}", self._work, watch)
+
+    def _in_background(self, name: str, act: Callable[..., object], *arguments: object) -> None:
+        """Do something in a thread of its own, or, where none can be started, in one that is there and has done its work.
+
+        There always is one: who looks after a worker comes here after its death, too.
+        """
+        does = partial(act, *arguments)
+        try:
+            threads.start(f"{name}-{self._name}", self._work, does)
+        except NoThread as refusal:
+            logger.warning("%s: %s; one that is there does the work.", self._name, refusal)
+            self._left.append(does)
+
+    def _work(self, act: Callable[[], object]) -> None:
+        """Do something, and then what no thread could be started for."""
+        act()
+        while self._left:
+            with suppress(IndexError):  # another thread was faster
+                self._left.popleft()()
 
     def _answered(self) -> None:
         with self._lock:
@@ -341,58 +277,94 @@ class Serving:
                     return
                 self._queue.pause()
                 self._worker = None
-                delay = self._count(cause)
-            threading.Thread(target=self._release, args=(worker,), daemon=True).start()
-            self._follow(delay, cause)
+                delay = self._count(text := _ended(cause), "died")
+            self._in_background("release", self._release, worker)
+            self._follow(delay, text, text)
 
-    def _count(self, cause: str) -> float | None:
-        """Count a death; return the seconds until the restart, None when there is none. The lock must be held."""
-        self._metrics.happened("died", self._name, _ended(cause))
+    def _count(self, text: str, event: str) -> float | None:
+        """Count a death, or what comes to the same; return the seconds until the restart, None when there is none.
+
+        The lock must be held.
+        """
+        self._metrics.happened(event, self._name, text)
         delay = self._budget.died(time.monotonic()) if self._budget else None
         if delay is not None:
-            self.note = f"{_ended(cause)} Another one is being started; calls wait for it."
+            self.note = f"{text} Another one is being started; calls wait for it."
         return delay
 
-    def _follow(self, delay: float | None, cause: str) -> None:
-        text = _ended(cause)
+    def _follow(self, delay: float | None, text: str, told: str) -> None:
+        """Have another worker started after `delay` seconds; where there is none, tell operators `text` and callers `told`."""
         if delay is None:
             budget = self._budget
             deaths = budget.deaths if budget else 0
-            self._fail(text, f"{text} It was the last of {deaths} deaths within a minute." if deaths else text)
+            self._fail(told, f"{text} It was the last of {deaths} deaths within a minute." if deaths else text)
             return
         logger.warning("%s: %s It is started again in %.2f s.", self._name, text, delay)
-        threading.Thread(target=self._replace, args=(delay,), name=f"restart-{self._name}", daemon=True).start()
+        self._in_background("restart", self._replace, delay)
 
     def _replace(self, delay: float) -> None:
         if self._ended.wait(delay):
             return
+        before = self._found
+        # Before the lock is taken: a disk that hangs must not keep a model from being stopped.
+        found = self._on_disk(before)
         with self._changing:
-            if self._ended.is_set() or self._worker is not None:  # a swap came first
+            if self._ended.is_set() or self._worker is not None or self._found is not before:  # a swap came first
                 return
             try:
-                self._install(*self._start())
-                self._metrics.restarted(self._name)
+                self._install(*self._start(found), restart=True)
             except PackageRefused as refusal:
-                self._fail(str(refusal), str(refusal))
+                text = f"The model's worker process ended and could not be replaced: {refusal}"
+                self._again(text, "not_started", NOT_REPLACED)
+            except NotStarted as failure:
+                self._again(_ended(str(failure)), "not_started")
             except WorkerDied as death:
-                self._again(str(death))
+                self._again(_ended(str(death)), "died")
             except Exception:  # calls wait for another one, whatever it was
                 logger.exception("%s: unexpected failure while a worker was started", self._name)
-                self._again("it could not be started; the agent's log has the cause")
+                self._again(_ended("it could not be started; the agent's log has the cause"), "not_started")
 
-    def _again(self, cause: str) -> None:
-        """See to another worker after one that could not be started."""
+    def _again(self, text: str, event: str, told: str = "") -> None:
+        """See to another worker after one that could not be started, or died while it was; `told` is for callers."""
         with self._lock:
-            delay = self._count(cause)
-        self._follow(delay, cause)
+            delay = self._count(text, event)
+        self._follow(delay, text, told or text)
 
-    def _start(self) -> tuple[Found, Worker]:
-        """Start a worker for the package, or for the one that is to follow where this one's files are gone."""
+    def _on_disk(self, found: Found) -> Found:
+        """Return what is to be started: the package, the one that is to follow, or what is on disk by now instead of them.
+
+        The first of them that is on disk as it was looked at; else what two looks agree on, since what has changed may be
+        half-way copied.
+        """
         try:
-            return self._found, self._starter.start(self._found)
+            for known in filter(None, (found, following := self._following())):
+                if self._look(known).signature == known.signature:
+                    return known
+            return self._settled(following or found)
+        except Exception:
+            logger.exception("%s: unexpected failure while the package was looked at", self._name)
+            return found  # its worker looks again
+
+    def _settled(self, found: Found) -> Found:
+        latest, give_up = self._look(found), time.monotonic() + SETTLING_PATIENCE
+        while time.monotonic() < give_up and not self._ended.wait(self._pause()):
+            before, latest = latest, self._look(latest)
+            if latest.signature == before.signature:
+                return latest
+        return replace(latest, package=None, refusal="The package kept changing while the model was to be started.")
+
+    def _following(self) -> Found | None:
+        """Return the package that is to follow, unless it was refused."""
+        following = self._next
+        return following if following and following.package else None
+
+    def _start(self, found: Found) -> tuple[Found, Worker]:
+        """Start a worker for a package, or for the one that is to follow where this one is refused."""
+        try:
+            return found, self._starter.start(found)
         except PackageRefused:
-            following = self._next
-            if following is None or following.package is None:
+            following = self._following()
+            if following is None or following is found:
                 raise
             logger.info("%s: version %s is started instead", self._name, following.version)
             return following, self._starter.start(following)
@@ -409,6 +381,19 @@ class Serving:
         """Give a dead worker's pipe and memory back once the last call has let go of them."""
         self._queue.wait_free(DEATH_PATIENCE)
         worker.release()
+
+
+def _end(worker: Worker, cause: str) -> None:
+    """End a worker that is in no place."""
+    worker.kill(cause)
+    worker.wait()
+    worker.release()
+
+
+def _unattended(worker: Worker, refusal: NoThread) -> NotStarted:
+    """End a worker that nobody can look after; return what is to be raised."""
+    _end(worker, str(refusal))
+    return NotStarted(str(refusal))
 
 
 def _ended(cause: str) -> str:

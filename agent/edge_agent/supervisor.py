@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from edge_agent import bitmaps
+from edge_agent import bitmaps, threads
 from edge_agent.bitmaps import Pixels
 from edge_agent.errors import AcceleratorMissing, InferenceFailed, PackageRefused, no_more_files
 from edge_agent.jobs import (
@@ -35,6 +35,7 @@ from edge_agent.jobs import (
 )
 from edge_agent.log import LogSettings
 from edge_agent.packages import Found
+from edge_agent.threads import NoThread
 
 logger = logging.getLogger(__name__)
 
@@ -176,10 +177,14 @@ class Worker:
                 self._process, pipes = spawner.spawn(found, options)
             except OSError as error:
                 raise _not_started(error) from None
+            self._pid = self._process.pid or 0
+            try:
+                threads.start(f"watch-{found.name}", self._watch)
+            except NoThread as refusal:
+                self._abandon(pipes)
+                raise WorkerDied(str(refusal)) from None
             opened.pop_all()
         self._slots = [_Slot(pipe, *memory) for pipe, memory in zip(pipes, files, strict=True)]
-        self._pid = self._process.pid or 0
-        threading.Thread(target=self._watch, name=f"watch-{found.name}", daemon=True).start()
         try:
             for fd in (told, *itertools.chain(*files)):
                 reduction.send_handle(pipes[0], fd, self._pid)
@@ -291,6 +296,15 @@ class Worker:
     def pid(self) -> int:
         """The process's id."""
         return self._pid
+
+    def _abandon(self, pipes: tuple[Connection, ...]) -> None:
+        """End a process that nobody looks after."""
+        for one in pipes:
+            one.close()
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(self._pid, signal.SIGKILL)
+        self._process.join()
+        self._process.close()
 
     def _signal(self, number: int, cause: str) -> None:
         with self._lock:

@@ -47,6 +47,18 @@ def test_names(name, plain):
     assert bitmaps.segment("handle", name, 0, 1).name == plain
 
 
+@pytest.mark.parametrize(("offset", "size"), [(2**63, 0), (2**63 - 1, 1), (0, 2**63), (2**64 - 1, 2**64 - 1)])
+def test_a_range_that_no_segment_has_is_refused_with_what_to_do(offset, size):
+    with pytest.raises(InvalidArgument, match=r"handle ends at offset \d+ \+ size \d+, .* Correct them: offset counts"):
+        bitmaps.check_range("handle", offset, size)
+    with pytest.raises(InvalidArgument, match="Correct them"):
+        bitmaps.segment("handle", "a", offset, size)
+
+
+def test_the_last_range_of_all_is_one():
+    assert bitmaps.segment("handle", "a", 2**63 - 2, 1) == Segment("a", 2**63 - 2, 1)
+
+
 def test_overlap_is_of_the_bytes_that_are_written():
     image = Image(64, 64, 192, Segment("a", 1000, 12288))
     for offset in (1000 - 12288, 1000 + 12288):
@@ -108,6 +120,19 @@ def test_mask_target_that_shrinks_before_the_write_is_not_grown(image):
         target.write(memoryview(bytes(12288)))
     target.close()
     assert os.stat(path).st_size == 100
+
+
+def test_a_segment_that_cannot_be_written_is_refused_with_what_to_do(image, monkeypatch):
+    def sealed(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    target = MaskTarget(image.segment, 12288)
+    monkeypatch.setattr(os, "pwrite", sealed)
+    with pytest.raises(
+        InvalidArgument, match=r"Operation not permitted\. Make another one with shm_open, and send its name\."
+    ):
+        target.write(memoryview(bytes(12288)))
+    target.close()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ENOMEM])

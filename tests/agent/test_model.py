@@ -1,4 +1,7 @@
-"""What a model makes of the looks at its folder, which may be older than what a start has read itself."""
+"""What a model makes of the looks at its folder, which may be older than what a start has read itself.
+
+And what becomes of it where no thread can be started.
+"""
 
 from collections.abc import Callable
 
@@ -11,7 +14,10 @@ from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
 from edge_agent.model import Model
 from edge_agent.packages import Found, Rules
+from edge_agent.plan import Place
+from edge_agent.supervisor import WorkerDied
 from support import packages
+from support.waiting import until
 
 
 @pytest.fixture
@@ -174,3 +180,85 @@ def test_what_is_told_has_an_end(folder):
     message = told.describe()[1]
     assert len(message) == 2003
     assert message.endswith("...")
+
+
+def test_what_to_do_is_told_once(folder):
+    changed = "The package on disk has changed since"
+    for reason, at_first, later in (
+        ("It ended.", "It ended. Start the model again.", f"It ended. {changed}; start the model to load it."),
+        (
+            "It changed; start the model again.",
+            "It changed; start the model again.",
+            f"It changed; start the model again. {changed}.",
+        ),
+    ):
+        failed = model(version(folder, 0.1), State.RUNNING)
+        failed._serving = Serving(failed.found, failed._took_over)
+        failed._failed(failed._serving, reason)
+        assert failed.describe() == (State.FAILED, at_first)
+        failed.deploy(version(folder, 0.2), ())
+        assert failed.describe() == (State.FAILED, later)
+
+
+class TestNoThread:
+    """As where a limit of tasks, which counts threads, is reached: nothing may wait for what never comes."""
+
+    @pytest.fixture
+    def no_threads(self, monkeypatch):
+        """Refuse threads until it is told to stop that."""
+        with monkeypatch.context() as patch:
+
+            def refuse(_: object) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr("threading.Thread.start", refuse)
+            yield patch.undo
+
+    def test_a_start_fails_and_what_was_promised_is_given_up(self, folder, no_threads, monkeypatch):
+        asked = model(version(folder, 0.1), State.STOPPED)
+        asked._ledger, gpu = MemoryLedger(0, lambda: 1 << 40), MemoryLedger(0, lambda: 1 << 40)
+        gpu.admit("board 0", 1 << 30)
+        monkeypatch.setattr(asked._planner, "reserve_gpu", lambda _: Place(gpu, "board 0"))
+        asked.start()
+        state, told = asked.describe()
+        assert state is State.FAILED
+        assert told == (
+            "The model was not loaded: no further thread can be started; let the agent have more tasks (systemd's TasksMax, "
+            "a container's pids limit), or stop another model. Then start the model again."
+        )
+        assert asked._ledger.room() == gpu.room() == 1 << 40
+        no_threads()
+        monkeypatch.setattr(asked, "_load", lambda *_: None)
+        asked.start()
+        assert asked.state is State.STARTING
+
+    def test_a_swap_is_tried_again(self, swapping, no_threads, caplog):
+        model, serving, new, _ = swapping
+        model.deploy(new, ())
+        assert "cannot take over yet: no further thread can be started" in caplog.text
+        assert (model.found, changed(model)) == (serving.found, True)
+        no_threads()
+        model.deploy(new, ())
+        until(lambda: model.found is new, "it takes over")
+
+    def test_a_worker_that_nobody_looks_after_is_no_running_model(self, folder, monkeypatch):
+        asked = model(version(folder, 0.1), State.STARTING)
+        asked._ledger = MemoryLedger(0, lambda: 1 << 40)
+        ended: list[str] = []
+
+        class Unattended:
+            def __init__(self, *_: object) -> None:
+                pass
+
+            def watch(self) -> None:
+                ended.append("it was ended")
+                raise WorkerDied("no further thread can be started")
+
+        monkeypatch.setattr("edge_agent.model.Serving", Unattended)
+        monkeypatch.setattr(asked, "_start_worker", lambda _: None)
+        asked._load(None, True, Place())
+        assert ended == ["it was ended"]
+        assert asked.describe() == (
+            State.FAILED,
+            "The worker process ended while the model was loading: no further thread can be started.",
+        )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import manifest, serving
+from edge_agent import manifest, serving, threads
+from edge_agent import starter as starting
 from edge_agent.accelerators import ON_CPU, Failed
 from edge_agent.budget import MOST_DEATHS, RestartBudget
 from edge_agent.calls import CallQueue, Turn
@@ -29,7 +30,8 @@ from edge_agent.jobs import Answer, SessionOptions, Verdict
 from edge_agent.metrics import Metrics
 from edge_agent.packages import Found, Package
 from edge_agent.plan import Plan
-from edge_agent.serving import Limits, Serving, Starter
+from edge_agent.serving import Serving
+from edge_agent.starter import Limits, Starter
 from edge_agent.supervisor import WorkerDied
 from support import packages
 from support.waiting import until
@@ -119,6 +121,8 @@ class MadeUpStarter:
         self.go_on.set()
 
     def start(self, of: Found) -> MadeUpWorker:
+        if of.package is None:
+            raise PackageRefused(of.refusal)
         self.started.append(of.version)
         assert self.go_on.wait(30)
         if self.fails_once:
@@ -176,6 +180,8 @@ class Board:
         self.failed: list[str] = []
         self.took_over: list[Found] = []
         self.first = found("1")
+        self.on_disk: Callable[[Found], Found] = lambda of: of
+        self.pause = 0.01
         self.serving = Serving(
             "board",
             self.starter,
@@ -185,6 +191,8 @@ class Board:
             self.metrics,
             lambda _, reason: self.failed.append(reason),
             lambda _, taken: self.took_over.append(taken),
+            lambda of: self.on_disk(of),
+            lambda: self.pause,
         )
         self.serving.watch()
 
@@ -366,7 +374,7 @@ class TestDeath:
         assert Call(board).outcome == "1"
         assert board.starter.started == ["1", "1", "1"]
         assert "Too many open files" in caplog.text
-        assert board.counted("died") == 2
+        assert (board.counted("died"), board.counted("not_started")) == (1, 1)
 
 
 class TestTheLastDeath:
@@ -401,14 +409,203 @@ class TestTheLastDeath:
         assert board.failed == [f"{ENDED} It was the last of 5 deaths within a minute."]
         assert board.counted("died") == len(board.starter.started) == MOST_DEATHS
 
-    def test_the_package_is_gone(self, board):
-        board.starter.fails["1"] = PackageRefused("The package's files are gone.")
+    def test_the_package_is_refused_each_time(self, board):
+        """Why names its files, and so is for operators alone."""
+        board.starter.fails["1"] = PackageRefused("mochi/model.onnx cannot be read: No such file or directory.")
         board.starter.go_on.clear()
         board.worker.die()
         waits = board.wait()
         board.starter.go_on.set()
-        assert failure(waits) == (WorkerCrashed, "The package's files are gone.")
-        assert board.failed == ["The package's files are gone."]
+        told = (WorkerCrashed, "The model's worker process ended and could not be replaced; DescribeModel says why.")
+        assert failure(waits) == failure(Call(board)) == told
+        (told,) = board.failed
+        assert told == (
+            "The model's worker process ended and could not be replaced: mochi/model.onnx cannot be read: No such file or "
+            "directory. It was the last of 5 deaths within a minute."
+        )
+        assert board.starter.started == ["1"] * MOST_DEATHS
+        assert (board.counted("died"), board.counted("not_started")) == (1, MOST_DEATHS - 1)
+
+    @pytest.mark.parametrize("times", range(1, MOST_DEATHS - 1))
+    def test_is_not_a_refusal_before_it(self, board, times):
+        """Memory may be short for a moment, and what loaded before may load again."""
+        board.starter.fails_once = [PackageRefused("The model does not fit into memory.")] * times
+        board.worker.die()
+        assert Call(board).outcome == "1"
+        assert (board.failed, board.serving.note) == ([], "")
+        assert board.starter.started == ["1"] * (times + 2)
+
+
+class TestOnDisk:
+    """The package has changed on disk when its worker dies: what is there by then is started."""
+
+    def changed(self, version: str, time: int = 7) -> Found:
+        return replace(found(version), signature=(("manifest.json", 1, 2, 3, 4, time, 6),))
+
+    def test_a_good_one_is_started(self, board):
+        newer = self.changed("1")
+        board.on_disk = lambda _: newer
+        board.worker.die()
+        assert Call(board).outcome == "1"
+        assert board.worker.found is board.serving.found is newer
+        until(lambda: board.took_over == [newer], "it is told")
+        assert board.failed == []
+
+    def test_one_that_is_being_copied_is_waited_for(self, board):
+        last = self.changed("3", 30)
+        looks = iter([self.changed("2", 1), self.changed("2", 2), self.changed("2", 3), last, last])
+        board.on_disk = lambda _: next(looks)
+        board.worker.die()
+        assert Call(board).outcome == "3"
+        assert board.starter.started == ["1", "3"]
+
+    def test_one_that_changes_all_the_time_is_never_started(self, board, monkeypatch):
+        monkeypatch.setattr(serving, "SETTLING_PATIENCE", 0.0)
+        board.on_disk = lambda _: self.changed("2")
+        board.worker.die()
+        until(lambda: board.failed, "it is given up")
+        assert board.starter.started == ["1"]
+        assert "The package kept changing while the model was to be started. It was the last of 5" in board.failed[0]
+
+    def test_one_that_is_gone_for_a_moment_is_started_when_it_is_back(self, board):
+        entry = ("gone", 0, 0, 0, 0, 0, 0)
+        gone = replace(found("1"), package=None, signature=(entry,), refusal="The package's files are gone.")
+        looks = iter([gone, gone, gone, gone, board.first])
+        board.on_disk = lambda _: next(looks, board.first)
+        board.worker.die()
+        assert Call(board).outcome == "1"
+        assert (board.failed, board.took_over) == ([], [])
+
+    def test_the_one_that_is_to_follow_needs_no_second_look(self, board):
+        board.pause = 30.0
+        second = self.changed("2")
+        board.serving.announce(second)
+        board.on_disk = lambda of: second
+        board.worker.die()
+        assert Call(board).outcome == "2"
+        assert board.serving.found is second
+
+    def test_a_look_that_fails_unexpectedly_costs_nothing(self, board, caplog):
+        def fail(_: Found) -> Found:
+            raise ValueError("odd")
+
+        board.on_disk = fail
+        board.worker.die()
+        assert Call(board).outcome == "1"
+        assert "odd" in caplog.text
+
+    def test_a_look_at_a_disk_that_hangs_keeps_nobody_from_a_stop(self, board):
+        looks, may = threading.Event(), threading.Event()
+
+        def hang(of: Found) -> Found:
+            looks.set()
+            assert may.wait(30)
+            return of
+
+        board.on_disk = hang
+        board.worker.die()
+        assert looks.wait(30)
+        stop = board.in_thread(board.stop)
+        stop.join(5)
+        assert not stop.is_alive()
+        may.set()
+        until(lambda: not any(one.name == "restart-board" for one in threading.enumerate()), "it ends")
+        assert len(board.starter.workers) == 1
+
+    def test_what_was_looked_at_before_a_swap_is_not_started_after_it(self, board):
+        """The swap's own worker dies, too, and what follows that death is not what followed the one before."""
+        looks, may = threading.Event(), threading.Event()
+
+        def hang(of: Found) -> Found:
+            if of.version == "1":
+                looks.set()
+                assert may.wait(30)
+            return of
+
+        board.on_disk = hang
+        board.worker.die()
+        assert looks.wait(30)
+        board.serving.swap(found("2"))
+        board.starter.go_on.clear()
+        board.worker.die()
+        until(lambda: board.serving.worker is None, "the death is seen")
+        may.set()
+        board.starter.go_on.set()
+        assert Call(board).outcome == "2"
+        until(lambda: not any(one.name == "restart-board" for one in threading.enumerate()), "both have ended")
+        assert board.starter.started == ["1", "2", "2"]
+
+
+class TestNoThread:
+    """No thread can be started any more, as where a limit of tasks is reached."""
+
+    TOLD = "The model's worker process ended: no thread."
+
+    @pytest.fixture
+    def refuse(self, monkeypatch):
+        """Refuse threads by the first word of their names, for so many times."""
+        start = threads.start
+
+        def refuse(*words: str, times: int = 10**9) -> None:
+            left = [times]
+
+            def refused(name: str, *arguments: object) -> None:
+                if name.partition("-")[0] in words and left[0]:
+                    left[0] -= 1
+                    raise threads.NoThread("no thread")
+                start(name, *arguments)
+
+            monkeypatch.setattr(threads, "start", refused)
+
+        return refuse
+
+    @pytest.mark.parametrize("words", [("release",), ("restart",), ("release", "restart")], ids="+".join)
+    @pytest.mark.parametrize("called", [True, False], ids=["called", "idle"])
+    def test_a_dead_worker_is_replaced_all_the_same(self, board, refuse, words, called):
+        refuse(*words)
+        for number in range(1, MOST_DEATHS):
+            call = board.hold() if called else None
+            board.worker.die()
+            if call:
+                assert failure(call) == (WorkerCrashed, ENDED)
+            board.is_replaced_after(number)
+            assert Call(board).outcome == "1"
+        board.worker.die()
+        until(lambda: board.failed, "the budget is as it is")
+        until(lambda: all(one.released for one in board.starter.workers), "all is released")
+
+    def test_a_refused_start_is_followed_by_another(self, board, refuse):
+        refuse("restart", "release")
+        board.starter.fails_once = [PackageRefused("no"), WorkerDied(SIGNAL)]
+        board.worker.die()
+        assert Call(board).outcome == "1"
+
+    def test_a_worker_that_nobody_can_look_after_is_ended_and_another_one_started(self, board, refuse):
+        refuse("death", times=1)
+        board.worker.die()
+        assert Call(board).outcome == "1"
+        assert len(board.starter.workers) == 3
+        assert (board.starter.workers[1].released, board.counted("not_started"), board.failed) == (1, 1, [])
+
+    def test_that_stays_so(self, board, refuse):
+        refuse("death")
+        board.worker.die()
+        assert failure(Call(board)) == (WorkerCrashed, self.TOLD)
+        assert board.failed == [f"{self.TOLD} It was the last of 5 deaths within a minute."]
+
+    def test_a_swap_changes_nothing(self, board, refuse):
+        refuse("death", times=1)
+        with pytest.raises(serving.NotStarted, match="no thread"):
+            board.serving.swap(found("2"))
+        assert (board.serving.found, board.worker.released, board.took_over) == (board.first, 1, [])
+        assert Call(board).outcome == "1"
+        board.serving.swap(found("2"))
+        assert Call(board).outcome == "2"
+
+    def test_the_first_worker_is_ended(self, refuse):
+        refuse("death")
+        with pytest.raises(serving.NotStarted, match="no thread"):
+            Board(at_once())
 
 
 class TestHang:
@@ -578,16 +775,18 @@ class TestFollowing:
         board.serving.announce(Found("board", "2", Path("/"), Path("/"), (), None, "no threshold"))
         board.starter.fails["1"] = self.GONE
         board.worker.die()
-        until(lambda: board.failed == [str(self.GONE)], "it is given up")
-        assert board.starter.started == ["1", "1"]
+        until(lambda: board.failed, "it is given up")
+        assert f"could not be replaced: {self.GONE} " in board.failed[0]
+        assert board.starter.started == ["1"] * MOST_DEATHS
 
     def test_is_not_when_it_was_taken_back(self, board):
         board.serving.announce(found("2"))
         board.serving.announce(None)
         board.starter.fails["1"] = self.GONE
         board.worker.die()
-        until(lambda: board.failed == [str(self.GONE)], "it is given up")
-        assert board.starter.started == ["1", "1"]
+        until(lambda: board.failed, "it is given up")
+        assert f"could not be replaced: {self.GONE} " in board.failed[0]
+        assert board.starter.started == ["1"] * MOST_DEATHS
 
     def test_is_tried_again_when_it_dies(self, board):
         board.serving.announce(found("2"))
@@ -688,6 +887,46 @@ class TestKill:
         assert board.failed == []
 
 
+class TestCounts:
+    """What is counted of a worker's restarts: processes, and those alone."""
+
+    def counted(self, board: Board) -> tuple[int, dict[str, int]]:
+        found = board.metrics.snapshot()
+        return found["restarts"].get("board", 0), found["workers"].get("board", {})
+
+    def test_a_restart(self, board):
+        board.worker.die()
+        board.is_replaced_after(1)
+        assert self.counted(board) == (1, {"died": 1})
+
+    def test_a_restart_that_comes_too_late_is_none(self, board, monkeypatch):
+        """The process is there at the very moment at which all of them are ended."""
+        monkeypatch.setattr(board.starter, "end", lambda _: None)
+        board.starter.go_on.clear()
+        board.worker.die()
+        until(lambda: len(board.starter.started) == 2, "it loads")
+        board.serving.kill("the agent ends")
+        board.starter.go_on.set()
+        until(lambda: len(board.starter.workers) == 2 and board.worker.released, "it is ended")
+        threads = [one for one in threading.enumerate() if one.name == "restart-board"]
+        for one in threads:
+            one.join(30)
+        assert self.counted(board) == (0, {"died": 1})
+
+    @pytest.mark.parametrize("error", [serving.NotStarted("it could not be started"), RuntimeError("odd")])
+    def test_a_process_that_could_not_be_started_did_not_die(self, board, error):
+        board.starter.fails_once = [error]
+        board.worker.die()
+        board.is_replaced_after(1)
+        assert self.counted(board) == (1, {"died": 1, "not_started": 1})
+
+    def test_one_that_dies_while_it_loads_did(self, board):
+        board.starter.fails_once = [WorkerDied(SIGNAL)]
+        board.worker.die()
+        board.is_replaced_after(1)
+        assert self.counted(board) == (1, {"died": 2})
+
+
 class Loading:
     """A worker that loads for as long as the test wants."""
 
@@ -731,7 +970,7 @@ class TestStarter:
             made.append(Loading())
             return made[-1]
 
-        monkeypatch.setattr(serving, "Worker", make)
+        monkeypatch.setattr(starting, "Worker", make)
         return made
 
     @pytest.fixture
@@ -769,6 +1008,24 @@ class TestStarter:
         with pytest.raises(PackageRefused, match="no threshold"):
             starter.start(Found("board", "2", Path("/"), Path("/"), (), None, "no threshold"))
         assert (made, self.started()) == ([], 0)
+
+    def test_neither_does_one_that_there_is_no_way_for(self, starter, made, monkeypatch):
+        def none(_: Found) -> Plan:
+            raise PackageRefused("There is no GPU.")
+
+        monkeypatch.setattr(starter, "_plan", none)
+        with pytest.raises(PackageRefused, match="no GPU"):
+            starter.start(found("1"))
+        assert (made, self.started()) == ([], 0)
+
+    def test_nor_what_finds_no_room_for_a_process(self, starter, monkeypatch):
+        def none(*_: object) -> Loading:
+            raise WorkerDied("it could not be started (Too many open files)")
+
+        monkeypatch.setattr(starting, "Worker", none)
+        with pytest.raises(serving.NotStarted, match=r"Too many open files"):
+            starter.start(found("1"))
+        assert self.started() == 0
 
     def test_what_does_not_load_is_given_back(self, starter, made):
         thread, came = self.in_thread(starter)
@@ -827,7 +1084,7 @@ class TestWays:
             worker.end(self.fails.get(options.accelerator))
             return worker
 
-        monkeypatch.setattr(serving, "Worker", make)
+        monkeypatch.setattr(starting, "Worker", make)
         return Starter("board", None, lambda _: self.plan, Limits(300, 1800, None), self.metrics)
 
     def fell_back(self) -> int:
@@ -840,6 +1097,7 @@ class TestWays:
     def test_the_next_where_one_does_not(self, monkeypatch):
         worker = self.starter(monkeypatch, "tensorrt", "cuda", tensorrt=AcceleratorMissing(NO_ENGINE)).start(found("1"))
         assert self.tried == ["tensorrt", "cuda"]
+        assert self.metrics.snapshot()["workers"]["board"]["started"] == 2
         assert worker.fallback == f"Runs on CUDA, since it cannot run on TensorRT: {NO_ENGINE}"
         assert self.fell_back() == 1
 

@@ -3,7 +3,9 @@
 And how long one may take that says all the time what it does.
 """
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,9 +15,10 @@ import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent.errors import AcceleratorMissing, PackageRefused
-from edge_agent.jobs import Progress, Ready, Refused
+from edge_agent.jobs import Progress, Ready, Refused, SessionOptions
 from edge_agent.service import NO_FILES
 from edge_agent.supervisor import Worker, WorkerDied
+from edge_agent.threads import NoThread
 from support import packages
 from support.agent import PLENTY, serving
 from support.calls import INTERNAL, OK, outcome, picture, request
@@ -120,3 +123,21 @@ class TestLoading:
         with pytest.raises(PackageRefused, match="no engine") as refused:
             self.worker(iter([Refused("no engine", accelerator)])).load(5)
         assert type(refused.value) is kind
+
+
+def test_a_process_that_nobody_can_look_after_is_ended_and_leaves_nothing(monkeypatch):
+    """No thread can be started for it, as where a limit of tasks is reached."""
+
+    def refuse(name: str, *_: object) -> None:
+        assert name == "watch-board"
+        raise NoThread("no thread")
+
+    monkeypatch.setattr("edge_agent.supervisor.threads.start", refuse)
+    sleeping = subprocess.Popen(["sleep", "60"])
+    process = SimpleNamespace(pid=sleeping.pid, join=lambda: sleeping.wait(30), close=lambda: None)
+    before = os.listdir("/proc/self/fd")
+    spawner = SimpleNamespace(spawn=lambda *_: (process, multiprocessing.Pipe()))
+    with pytest.raises(WorkerDied, match="no thread"):
+        Worker(spawner, SimpleNamespace(name="board"), SessionOptions(), None)
+    assert sleeping.returncode == -signal.SIGKILL
+    assert os.listdir("/proc/self/fd") == before

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from support import packages, shared, stubs
-from support.agent import serving
-from support.calls import picture
+from support.agent import PLENTY, serving
+from support.calls import picture, request
 
 # As the developer guide's client works: stubs of the stock command, an insecure channel to the Unix socket, no
 # deadlines; describe, start, describe at once, poll each second; PIL to RGB, byte_data; errors printed.
@@ -166,3 +166,31 @@ def test_customers_stubs_beside_our_client(folder, tmp_path, order):
     with serving(folder / "models") as agent:
         done = stubs.run(BOTH, tmp_path, str(agent.socket), *order)
     assert done.stdout == "both work\n", done.stderr
+
+
+@pytest.fixture(scope="module")
+def agent(module_folder):
+    packages.classifier(module_folder / "models" / "board")
+    with serving(module_folder / "models") as running:
+        running.run_model("board")
+        yield running
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        "localhost",
+        "/tmp/aws.iot.lookoutvision.EdgeAgent.sock",
+        "tmp%2Faws.iot.lookoutvision.EdgeAgent.sock",
+        "tmp:",
+        "[::1]:5",
+        "user@host",
+        "x" * 200,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_no_authority_is_refused(agent, authority):
+    """Clients derive `:authority` from the socket's path, each in its own way; it says nothing to the agent."""
+    stub = agent.stub(("grpc.default_authority", authority))
+    answer = stub.DetectAnomalies(request("board", 64, 64, picture(64, 64).tobytes()), timeout=PLENTY)
+    assert answer.detect_anomaly_result.anomaly_threshold > 0

@@ -50,6 +50,11 @@ def refused(agent: Agent) -> str:
     return last
 
 
+def limit(agent: Agent, tasks: str) -> None:
+    """Set how many tasks the agent's user may have for the agent to start another one; those that it has stay."""
+    subprocess.run(["prlimit", "--pid", str(agent.pid), f"--nproc={tasks}:"], check=True, **agent.user.popen())
+
+
 def call_in_worker(agent: Agent):
     """Run the model `board` and stop its worker in the middle of a call; return the worker's pid and the call."""
     agent.run_model("board")
@@ -183,6 +188,70 @@ def _resident(pid: int) -> int:
 def _cpu(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+class TestWorkerReplaced:
+    """What is on disk by then is started; the model is FAILED only when the restart budget is spent."""
+
+    def test_files_that_were_touched_are_no_reason_not_to_replace_it(self, models):
+        with serving(models, scan_interval=3600) as agent:
+            agent.run_model("board")
+            os.utime(models / "board" / "mochi" / "model.onnx")
+            (worker,) = agent.workers()
+            os.kill(worker, signal.SIGKILL)
+            until(lambda: "It is started again in" in agent.log(), "the death is seen")
+            assert outcome(agent.stub().DetectAnomalies, request("board", 64, 64, PIXELS))[:2] == (OK, "")
+            assert agent.state("board") == "RUNNING"
+
+    def test_no_caller_is_told_of_files(self, models):
+        """What keeps a worker from being replaced is for operators, who are told what to do once."""
+        with serving(models) as agent:
+            worker, _ = call_in_worker(agent)
+            calls = [agent.stub().DetectAnomalies.future(request("board", 64, 64, PIXELS)) for _ in range(3)]
+            until(lambda: agent.log().count("a call waits") == 3, "they wait")
+            shutil.rmtree(models / "board" / "mochi")
+            os.kill(worker, signal.SIGKILL)
+            told = "The model's worker process ended and could not be replaced; DescribeModel says why."
+            for error in (call.exception(30) for call in calls):
+                assert (error.code().value[0], error.details()) == (INTERNAL, told)
+            assert agent.state("board") == "FAILED"
+            until(lambda: "changed since" in agent.describe("board").status_message, "the disk is looked at")
+            message = agent.describe("board").status_message
+            assert "could not be replaced: mochi/model.onnx is missing. It was the last of 5 deaths" in message
+            assert message.lower().count("start the model") == 1, message
+            code, details, _ = outcome(agent.stub().DetectAnomalies, request("board", 64, 64, PIXELS))
+            assert (code, details) == (PRECONDITION, "The model is FAILED; DetectAnomalies needs RUNNING.")
+
+
+class TestNoThreads:
+    """The agent may start no further thread, as where systemd's TasksMax or a container's pids limit is reached."""
+
+    def test_nothing_hangs_and_all_goes_on_when_there_are_some_again(self, models):
+        unprivileged()  # root may start any number
+        with serving(models) as agent:
+            agent.run_model("board")
+            (worker,) = agent.workers()
+            limits = Path(f"/proc/{agent.pid}/limits").read_text()
+            before = next(line.split()[2] for line in limits.splitlines() if line.startswith("Max processes"))
+            limit(agent, "1")
+            stub = agent.stub()
+            code, _, response = outcome(stub.StartModel, pb2.StartModelRequest(model_component="part"), 10)
+            assert (code, response.status) == (OK, pb2.STARTING)
+            description = outcome(stub.DescribeModel, pb2.DescribeModelRequest(model_component="part"), 10)[2]
+            assert description.model_description.status == pb2.FAILED
+            assert "no further thread can be started" in description.model_description.status_message
+            calls = [stub.DetectAnomalies.future(request("board", 64, 64, PIXELS), timeout=30) for _ in range(10)]
+            assert [call.exception(30) for call in calls] == [None] * len(calls)
+            os.kill(worker, signal.SIGKILL)
+            until(lambda: agent.state("board") == "FAILED", "the restart budget is spent")
+            assert agent.workers() == []
+            limit(agent, before)
+            for name in ("board", "part"):
+                agent.run_model(name)
+                assert outcome(stub.DetectAnomalies, request(name, 64, 64, PIXELS), 30)[:2] == (OK, "")
+            limit(agent, "1")
+            assert agent.stop() == 0
+            assert "Traceback" not in agent.log()
 
 
 class TestAgentKilled:

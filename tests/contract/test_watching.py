@@ -13,7 +13,7 @@ import pytest
 from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
 from support.agent import Agent, serving
-from support.calls import OK, outcome, request
+from support.calls import INVALID, OK, outcome, request
 from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
 
@@ -463,6 +463,24 @@ def test_peak_memory_and_any_size_of_the_block(models):
         image = bytes(3 * 80 * 70)
         assert outcome(agent.stub().DetectAnomalies, request("any", 80, 70, image))[0] == OK
         assert outcome(agent.stub().DetectAnomalies, request("one", 80, 70, image))[0] == 3
+
+
+def test_a_setting_lets_only_packages_without_a_block_take_any_size(models):
+    """A package that has one says itself what sizes its model takes."""
+    import hashlib
+
+    onnx = packages.constant(scores=[0.25, 0.75])
+    digest = {"size": len(onnx), "sha256": hashlib.sha256(onnx).hexdigest()}
+    block = {"format": 1, "component": {"name": "made", "version": "1.0.0"}, "files": {"mochi/model.onnx": digest}}
+    packages.write(models / "made", {**packages.manifest(), "package": block}, onnx)
+    packages.write(models / "field", packages.manifest(), onnx)
+    with serving(models, any_image_size=True) as agent:
+        stub, image = agent.stub(), bytes(3 * 80 * 70)
+        for name in ("made", "field"):
+            agent.run_model(name)
+        assert outcome(stub.DetectAnomalies, request("field", 80, 70, image))[0] == OK
+        code, details, _ = outcome(stub.DetectAnomalies, request("made", 80, 70, image))
+        assert (code, "bitmap is 80x70" in details, "64x64" in details) == (INVALID, True, True)
 
 
 class TestTrust:

@@ -1,0 +1,48 @@
+"""Threads that a limit may refuse: systemd's TasksMax and a container's pids limit count them as they do processes."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent import futures
+
+from edge_agent.log import LIMITED
+
+logger = logging.getLogger(__name__)
+
+NONE_LEFT = (
+    "no further thread can be started; let the agent have more tasks (systemd's TasksMax, a container's pids limit), or stop "
+    "another model"
+)
+
+
+class NoThread(Exception):
+    """No further thread can be started; the text is the end of a sentence for operators."""
+
+
+def start(name: str, act: Callable[..., object], *arguments: object) -> None:
+    """Do something in a daemon thread of its own; raise NoThread where none can be started."""
+    try:
+        threading.Thread(target=act, args=arguments, name=name, daemon=True).start()
+    except (RuntimeError, MemoryError):
+        raise NoThread(NONE_LEFT) from None
+
+
+class Pool(futures.ThreadPoolExecutor):
+    """Threads for calls, of which there is one from the begin; calls wait for them where no further one can be started.
+
+    The library raises instead, when the call is in its queue already, and gRPC's own thread, which hands the calls to it,
+    ends with that: no call would be answered any more.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        """Have at most so many threads, whose names begin with `name`."""
+        super().__init__(most, thread_name_prefix=name)
+        self.submit(int).result()
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except (RuntimeError, MemoryError):
+            if not self._threads:
+                raise
+            logger.warning("Calls wait for each other: %s.", NONE_LEFT, extra=LIMITED)

@@ -1,0 +1,71 @@
+"""Threads that may be refused."""
+
+import threading
+
+import pytest
+
+from edge_agent import threads
+from edge_agent.threads import NoThread, Pool
+from support.waiting import until
+
+
+def test_a_thread_that_starts_is_a_daemon_of_that_name():
+    seen: list[tuple[str, bool, object]] = []
+
+    def look(argument: object) -> None:
+        seen.append((threading.current_thread().name, threading.current_thread().daemon, argument))
+
+    threads.start("some-name", look, 7)
+    until(lambda: seen == [("some-name", True, 7)], "it ran")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_one_that_does_not_start_is_refused_in_words(monkeypatch, error):
+    def refuse(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(NoThread, match="no further thread can be started; .*TasksMax.* or stop another model$"):
+        threads.start("some-name", print)
+
+
+class TestPool:
+    @pytest.fixture
+    def pool(self):
+        made = Pool(3, "call")
+        yield made
+        made.shutdown()
+
+    def test_has_as_many_threads_as_there_is_work(self, pool):
+        together = threading.Barrier(3)
+        for done in [pool.submit(together.wait, 30) for _ in range(3)]:
+            done.result(30)
+
+    def test_its_work_waits_where_no_further_one_can_be_started(self, pool, monkeypatch, caplog):
+        may, began = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            began.set()
+            assert may.wait(30)
+
+        held = pool.submit(hold)
+        assert began.wait(30)
+
+        def refuse(_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr("threading.Thread.start", refuse)
+        later = [pool.submit(int, number) for number in range(5)]
+        assert not any(one.done() for one in later)
+        assert "Calls wait for each other: no further thread can be started" in caplog.text
+        may.set()
+        assert [one.result(30) for one in later] == list(range(5))
+        held.result(30)
+
+    def test_without_a_single_thread_there_is_no_pool(self, monkeypatch):
+        def refuse(_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr("threading.Thread.start", refuse)
+        with pytest.raises(RuntimeError):
+            Pool(3, "call")
