@@ -7,7 +7,6 @@ Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
 import threading
 from collections.abc import Iterator
-from concurrent import futures
 from enum import IntEnum
 from typing import Any
 
@@ -18,6 +17,7 @@ from google.protobuf.message import DecodeError
 from edge_agent.errors import InvalidName, ModelNotFound
 from edge_agent.lifecycle import State
 from edge_agent.models import Models
+from edge_agent.threads import Pool
 from edge_agent.trimming import Trimmer
 
 PACKAGE = "grpc.health.v1"
@@ -158,7 +158,7 @@ def handlers(health: Health, trimmer: Trimmer) -> grpc.GenericRpcHandler:
 
     # gRPC looks for this name, and its own health package uses it. Streams in the pool of all other calls would hold the
     # threads that those need.
-    pool = futures.ThreadPoolExecutor(MOST_STREAMS + REFUSING, thread_name_prefix="health")
+    pool = Pool(MOST_STREAMS + REFUSING, "health")
     watch.experimental_thread_pool = pool  # type: ignore[attr-defined]
     coded = {"request_deserializer": received, "response_serializer": lambda response: response.SerializeToString()}
     return grpc.method_handlers_generic_handler(

@@ -1,4 +1,4 @@
-"""What the system says of processes: how much memory they take, and which are whose children (proc(5))."""
+"""What the system says of processes: which they are, what memory they take, and which are whose children (proc(5))."""
 
 import contextlib
 from dataclasses import dataclass
@@ -37,3 +37,29 @@ def children(pid: int, proc: Path = PROC) -> list[int]:
             with contextlib.suppress(OSError, ValueError):
                 found += map(int, (one / "children").read_text().split())
     return sorted(found)
+
+
+def started(pid: int, proc: Path = PROC) -> int | None:
+    """Return when a process was started, in clock ticks since the machine was; None where there is none any more."""
+    try:
+        # Its name, in parentheses, may hold anything.
+        fields = (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        return None if fields[0] in {b"Z", b"X"} else int(fields[19])
+    except (OSError, LookupError, ValueError):
+        return None
+
+
+def boot(proc: Path = PROC) -> str | None:
+    """Return the name of this boot of the machine, which no other has; None where the system does not say."""
+    try:
+        return (proc / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def namespace(proc: Path = PROC) -> int | None:
+    """Return the number of the namespace in which the pids that this process sees hold; None as `boot`."""
+    try:
+        return (proc / "self/ns/pid").stat().st_ino
+    except OSError:
+        return None

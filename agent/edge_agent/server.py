@@ -8,7 +8,6 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
 from edge_agent.exporter import Exporter
 from edge_agent.exporter import address as loopback
+from edge_agent.heartbeat import Heartbeat
 from edge_agent.live import Live
 from edge_agent.metrics import Metrics
 from edge_agent.models import Models
@@ -27,6 +27,7 @@ from edge_agent.recent import Recent
 from edge_agent.registry import Registry
 from edge_agent.status import StatusFile
 from edge_agent.supervisor import Spawner
+from edge_agent.threads import Pool
 from edge_agent.trimming import Trimmer
 from edge_agent.tuned import Tuned
 from edge_agent.unix_socket import ServedSocket
@@ -137,24 +138,24 @@ class Agent:
         _keep_message_memory(all_sizes=settings.message_memory == "keep")
         try:
             served.claim()
-            registry = self._registry(folder)
-            spawner = Spawner(folder.scratch(), settings.log_as)
-            spawner.start()
-            metrics = Metrics()
-            tuned = Tuned(folder.tuned_file())
-            models = Models(settings, spawner, folder.running_models(), metrics, registry, tuned)
-            recent = Recent(metrics.answered)
-            status = StatusFile(
-                folder.status_file(), lambda: {**self._status(models, metrics), "recent": recent.look()}
-            )
-            exporter = self._exporter(models, metrics)
-            try:
-                exporter.start()
-                self._serve(models, served, metrics, status)
-            finally:
-                models.close()
-                status.close()
-                exporter.close()
+            with contextlib.closing(self._exporter()) as exporter:
+                registry = self._registry(folder)
+                spawner = Spawner(folder.scratch(), settings.log_as)
+                spawner.start()
+                metrics = Metrics()
+                tuned = Tuned(folder.tuned_file())
+                models = Models(settings, spawner, folder.running_models(), metrics, registry, tuned)
+                recent, heart = Recent(metrics.answered), Heartbeat()
+
+                def look() -> dict[str, object]:
+                    return {**self._status(models, metrics), "recent": recent.look(), "heartbeat": heart.told()}
+
+                status = StatusFile(folder.status_file(), look, heart.beat)
+                try:
+                    self._serve(models, served, metrics, status, exporter)
+                finally:
+                    models.close()
+                    status.close()
         finally:
             served.release()
             folder.release()
@@ -175,10 +176,10 @@ class Agent:
         registry.make()
         return registry
 
-    def _exporter(self, models: Models, metrics: Metrics) -> Exporter:
+    def _exporter(self) -> Exporter:
         settings = self._settings
         address = settings.metrics_address and loopback.parse(settings.metrics_address)
-        return Exporter(address or None, settings.metrics_file, lambda: self._status(models, metrics))
+        return Exporter(address or None, settings.metrics_file)
 
     def _status(self, models: Models, metrics: Metrics) -> dict[str, object]:
         agent = {
@@ -189,13 +190,16 @@ class Agent:
         }
         return {"agent": agent, "models": models.status(), **metrics.snapshot()}
 
-    def _serve(self, models: Models, served: ServedSocket, metrics: Metrics, status: StatusFile) -> None:
+    def _serve(
+        self, models: Models, served: ServedSocket, metrics: Metrics, status: StatusFile, exporter: Exporter
+    ) -> None:
         models.scan()  # before the socket is there: a model that is deployed is never NOT_FOUND
         accepted = AcceptedCalls(2 * self._threads)
         server, health = self._build(models, metrics, accepted)
         served.bind(server.add_insecure_port)
         server.start()
         status.keep()  # before anybody can know that there is an agent
+        exporter.start(lambda: self._status(models, metrics))
         served.publish()
         _tell_room_for_frames()
         count = len(models.all())
@@ -222,7 +226,10 @@ class Agent:
         accepted.wait(CUT_OFF_PATIENCE)
         served.wait_until_read(give_up)
         left = max(0.0, give_up - time.monotonic())
-        server.stop(left).wait(left)
+        try:
+            server.stop(left).wait(left)
+        except RuntimeError:  # no thread can be started, which gRPC does for any grace
+            server.stop(None)
 
     @contextlib.contextmanager
     def _following(self, models: Models) -> Iterator[None]:
@@ -251,7 +258,7 @@ class Agent:
         from edge_agent import health, service
 
         # A waiting call holds a thread, so control calls get threads that detections can never take.
-        pool = futures.ThreadPoolExecutor(self._threads, thread_name_prefix="call")
+        pool = Pool(self._threads, "call")
         server = grpc.server(pool, options=GRPC_OPTIONS)
         calls = service.EdgeAgentService(models, accepted, self._settings.inline_mask_limit)
         healthy = health.Health(models)

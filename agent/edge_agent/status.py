@@ -18,11 +18,13 @@ INTERVAL = 1.0
 class StatusFile:
     """A JSON file, mode 0600, that is whole at any instant and at most a second behind."""
 
-    def __init__(self, path: Path, look: Callable[[], Mapping[str, Any]]) -> None:
-        """Write what `look` returns."""
+    def __init__(self, path: Path, look: Callable[[], Mapping[str, Any]], current: Callable[[], None]) -> None:
+        """Write what `look` returns, and call `current` each time that this is what the file says."""
         self._path = path
         self._look = look
+        self._current = current
         self._written = b""
+        self._trouble = ""
         failed = "The status file cannot be written; it is tried again."
         self._kept = Repeated(self._write, INTERVAL, "status", failed)
 
@@ -36,8 +38,11 @@ class StatusFile:
 
     def _write(self) -> None:
         data = json.dumps(self._look()).encode() + b"\n"
-        if data == self._written:
-            return
+        if data == self._written or self._replace(data):
+            self._current()
+
+    def _replace(self, data: bytes) -> bool:
+        """Return whether the file has become `data`."""
         beside = self._path.with_suffix(".new")
         try:
             with open(beside, "wb", opener=_private) as file:
@@ -46,9 +51,19 @@ class StatusFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 beside.unlink()
-            logger.debug("The status file cannot be written: %s", error.strerror)
-        else:
-            self._written = data
+            self._complain(error.strerror or str(error))
+            return False
+        self._written = data
+        if self._trouble:
+            self._trouble = ""
+            logger.info("The status file is written again.")
+        return True
+
+    def _complain(self, why: str) -> None:
+        """Say it once, and again only after something else, or after it was written meanwhile."""
+        if why != self._trouble:
+            self._trouble = why
+            logger.warning("The status file cannot be written: %s. It is tried again each second.", why)
 
 
 def _private(path: str, flags: int) -> int:

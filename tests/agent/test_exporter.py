@@ -3,7 +3,8 @@
 1. Addresses: of this machine only.
 2. The metrics: what is told, of deployed models alone, and by the conventions.
 3. The server: bounded, and refused where its port is taken.
-4. The file: whole at any instant, for others to read, and the last word is that the agent has ended.
+4. The file: whole at any instant, for others to read; it says when it was written, that the agent has ended, and that the
+   next one does not serve yet.
 5. Nothing of it is imported unless it is asked for.
 """
 
@@ -28,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent import config
 from edge_agent.errors import AgentRefused
-from edge_agent.exporter import Exporter, address, families, served, textfile
+from edge_agent.exporter import Exporter, address, families, reasons, served, textfile
 from edge_agent.exporter.address import Loopback
 from edge_agent.histograms import BOUNDS
 from edge_agent.metrics import Metrics
@@ -64,7 +65,7 @@ def counted() -> Metrics:
         metrics.called("DetectAnomalies", name, "RESOURCE_EXHAUSTED", "rejected", 100, 0.0002)
         metrics.called("DetectAnomalies", name, "INVALID_ARGUMENT", "argument", 100, 0.0002)
         metrics.judged(name, 0.001, (0.002, 0.003, 0.03, 0.004), anomalous=True)
-        for event in ("started", "started", "died", "hung", "swapped", "fell_back"):
+        for event in ("started", "started", "died", "not_started", "hung", "swapped", "fell_back"):
             metrics.happened(event, name)
         metrics.restarted(name)
         metrics.queued(name, 5)
@@ -150,8 +151,8 @@ def test_all_others_are_refused_by_a_sentence_that_names_the_setting(text, why):
 def test_off_by_default():
     settings = config.load()
     assert (settings.metrics_address, settings.metrics_file) == (None, None)
-    quiet = Exporter(None, None, lambda: pytest.fail("nobody asked"))
-    quiet.start()
+    quiet = Exporter(None, None)
+    quiet.start(lambda: pytest.fail("nobody asked"))
     quiet.close()
 
 
@@ -170,7 +171,8 @@ def test_what_is_counted():
     assert of(found, "calls_total", rpc="DetectAnomalies", model="", code="NOT_FOUND", reason="name") == 1
     for name in ("processed", "anomalous", "invalid"):
         assert of(found, f"images_{name}_total", model="board") == 1
-    for name, times in (("starts", 2), ("deaths", 1), ("hangs", 1), ("swaps", 1), ("fallbacks", 1), ("restarts", 1)):
+    once = ("deaths", "start_failures", "hangs", "swaps", "fallbacks", "restarts")
+    for name, times in (("starts", 2), *((one, 1) for one in once)):
         assert of(found, f"worker_{name}_total", model="board") == times
     assert of(found, "received_bytes_total") == 700
     assert of(found, "queue_longest_calls", model="board") == 5
@@ -206,6 +208,75 @@ def test_counters_of_a_model_begin_at_nothing():
     found = told(lambda: status(Metrics(), IDLE))
     for name in ("images_anomalous", "images_invalid", "worker_deaths", "worker_restarts", "worker_hangs"):
         assert of(found, f"{name}_total", model="idle") == 0
+
+
+def test_so_do_calls_by_all_that_detections_can_come_to():
+    found = told(lambda: status(Metrics(), IDLE))
+    calls = {
+        tuple(dict(labels)[key] for key in ("rpc", "model", "code", "reason")): value
+        for (name, labels), value in found.items()
+        if name == "edge_agent_calls_total"
+    }
+    assert set(calls.values()) == {0}
+    assert set(calls) == {
+        ("DetectAnomalies", "idle", code, reason)
+        for code, reason in (
+            ("OK", ""),
+            ("INVALID_ARGUMENT", "argument"),
+            ("FAILED_PRECONDITION", "state"),
+            ("RESOURCE_EXHAUSTED", "rejected"),
+            ("RESOURCE_EXHAUSTED", "expired"),
+            ("RESOURCE_EXHAUSTED", "memory"),
+            ("INTERNAL", "model"),
+            ("INTERNAL", "crashed"),
+            ("INTERNAL", "hung"),
+            ("INTERNAL", "agent"),
+        )
+    } | {
+        ("DetectAnomalies", "", code, reason)
+        for code, reason in (
+            ("INVALID_ARGUMENT", "argument"),
+            ("INVALID_ARGUMENT", "name"),
+            ("NOT_FOUND", "name"),
+        )
+    }
+
+
+def test_what_was_counted_comes_in_the_place_of_nothing():
+    quiet, busy = (told(lambda one=one: status(one, MODEL)) for one in (Metrics(), counted()))
+    assert of(quiet, "calls_total", rpc="DetectAnomalies", model="board", code="OK", reason="") == 0
+    assert of(busy, "calls_total", rpc="DetectAnomalies", model="board", code="OK", reason="") == 1
+    assert quiet.keys() == busy.keys(), "no series begins with its first count"
+
+
+def test_so_do_histograms():
+    found = told(lambda: status(Metrics(), IDLE))
+    for name in ("detection", "rejection"):
+        assert of(found, f"{name}_seconds_count", model="idle") == 0
+        assert of(found, f"{name}_seconds_bucket", model="idle", le="0.01") == 0
+    for stage in ("queue", "copy", "preprocess", "run", "postprocess"):
+        assert of(found, "stage_seconds_sum", model="idle", stage=stage) == 0
+
+
+def test_a_model_takes_so_many_bytes_and_series_and_no_more():
+    """Prometheus pays for each series, and the agent for writing it: what one model adds is bounded, whatever it did."""
+    several = [{**MODEL, "model": f"com.example.vision.board-{number:02}"} for number in range(11)]
+    texts = [
+        textfile.generate_latest(families.registry(families.AgentCollector(lambda: status(Metrics(), *some))))
+        for some in (several[:1], several)
+    ]
+    size, series = (
+        (len(texts[1]) - len(texts[0])) / 10,
+        (len(values(texts[1].decode())) - len(values(texts[0].decode()))) / 10,
+    )
+    assert size < 18_000
+    assert series < 200
+
+
+def test_reasons_are_those_of_the_errors():
+    assert {one.reason for one in reasons.kinds()} == {
+        reason for _, reason in (*reasons.OF_A_MODEL, *reasons.OF_NO_MODEL)
+    } - {""}
 
 
 def test_histograms_are_cumulative_and_whole():
@@ -247,9 +318,22 @@ def test_of_a_model_that_is_gone_nothing_is_told():
     assert gone.keys() < there.keys()
 
 
+def test_before_it_serves_there_is_nothing_but_that_it_does_not():
+    found = told(families.AgentCollector())
+    assert of(found, "up") == 0
+    ours = {name for name, _ in found if not name.startswith("edge_agent_process_")}
+    assert ours == {"edge_agent_up", "edge_agent_metrics_written_timestamp_seconds"}
+
+
+def test_when_it_was_written(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.5)
+    found = told(lambda: status(Metrics()))
+    assert of(found, "metrics_written_timestamp_seconds") == 1_800_000_000.5
+
+
 def test_after_the_end_no_model_is_told_of():
     collector = families.AgentCollector(lambda: status(counted(), MODEL))
-    collector.up = False
+    collector.end()
     found = told(collector)
     assert of(found, "up") == 0
     assert of(found, "images_processed_total", model="board") == 1
@@ -303,8 +387,8 @@ def test_what_a_name_may_hold_is_escaped():
 
 
 def serving(where: Loopback, look=lambda: status(counted(), MODEL)) -> Exporter:
-    made = Exporter(where, None, look)
-    made.start()
+    made = Exporter(where, None)
+    made.start(look)
     return made
 
 
@@ -360,7 +444,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_served(served_on):
         AgentRefused,
         match=rf"metrics_address: {re.escape(str(served_on))} cannot be served on: Address already in use\. ",
     ):
-        Exporter(served_on, None, dict)
+        Exporter(served_on, None)
     assert get(served_on)[0] == 200
 
 
@@ -375,7 +459,7 @@ def test_the_port_is_free_again_at_once(port):
 
 
 def test_one_that_never_served_can_be_closed(port):
-    Exporter(Loopback("127.0.0.1", port), None, dict).close()
+    Exporter(Loopback("127.0.0.1", port), None).close()
 
 
 def test_connections_that_say_nothing_take_no_more_than_their_share(port, monkeypatch):
@@ -495,7 +579,7 @@ def test_what_goes_wrong_is_logged_and_no_traceback_is_told(port, caplog):
 def test_the_network_is_not_asked_for_our_name(port, monkeypatch):
     """Where no name server answers, that would take until its time is over."""
     monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("the network was asked"))
-    Exporter(Loopback("127.0.0.1", port), None, dict).close()
+    Exporter(Loopback("127.0.0.1", port), None).close()
 
 
 # 4. The file.
@@ -509,21 +593,63 @@ def often(monkeypatch):
 def test_it_is_there_from_the_beginning_and_others_may_read_it(tmp_path):
     before = os.umask(0o077)
     try:
-        made = Exporter(None, tmp_path / "agent.prom", lambda: status(counted(), MODEL))
-        made.start()
+        made = Exporter(None, tmp_path / "agent.prom")
+        made.start(lambda: status(counted(), MODEL))
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "agent.prom").stat().st_mode) == 0o644
     assert of(values((tmp_path / "agent.prom").read_text()), "up") == 1
+    assert of(values((tmp_path / "agent.prom").read_text()), "images_processed_total", model="board") == 1
     made.close()
     assert [one.name for one in tmp_path.iterdir()] == ["agent.prom"]
     assert of(values((tmp_path / "agent.prom").read_text()), "up") == 0
 
 
+def left_behind(path: Path) -> None:
+    """Write a file as an agent does that is killed afterwards."""
+    registry = families.registry(families.AgentCollector(lambda: status(counted(), MODEL)))
+    textfile.MetricsFile(path, registry).write()
+
+
+def test_what_a_killed_agent_left_behind_is_corrected_before_the_next_one_serves(tmp_path):
+    path = tmp_path / "agent.prom"
+    left_behind(path)
+    assert of(values(path.read_text()), "up") == 1
+    made = Exporter(None, path)
+    assert of(values(path.read_text()), "up") == 0
+    assert "board" not in path.read_text()
+    made.start(lambda: status(counted(), MODEL))
+    assert of(values(path.read_text()), "up") == 1
+    made.close()
+
+
+def test_so_it_is_where_the_next_one_is_refused(tmp_path, served_on):
+    path = tmp_path / "agent.prom"
+    left_behind(path)
+    with pytest.raises(AgentRefused):
+        Exporter(served_on, path)
+    assert of(values(path.read_text()), "up") == 0
+
+
+def test_one_that_never_served_says_so_at_its_end(tmp_path):
+    Exporter(None, tmp_path / "agent.prom").close()
+    assert of(values((tmp_path / "agent.prom").read_text()), "up") == 0
+
+
+def test_it_says_when_it_was_written(tmp_path, often):
+    path = tmp_path / "agent.prom"
+    made = Exporter(None, path)
+    made.start(lambda: status(counted(), MODEL))
+    first = of(values(path.read_text()), "metrics_written_timestamp_seconds")
+    assert first == pytest.approx(path.stat().st_mtime, abs=5)
+    until(lambda: of(values(path.read_text()), "metrics_written_timestamp_seconds") > first, "it is written once more")
+    made.close()
+
+
 def test_it_follows_what_is_counted_and_is_whole_at_any_instant(tmp_path, often):
     metrics, path = Metrics(), tmp_path / "agent.prom"
-    made = Exporter(None, path, lambda: status(metrics, MODEL))
-    made.start()
+    made = Exporter(None, path)
+    made.start(lambda: status(metrics, MODEL))
     for number in range(1, 20):
         metrics.judged("board", 0, (0, 0, 0, 0))
         until(lambda: of(values(path.read_text()), "images_processed_total", model="board") == number, "it is told")
@@ -532,8 +658,8 @@ def test_it_follows_what_is_counted_and_is_whole_at_any_instant(tmp_path, often)
 
 def test_a_folder_that_is_missing_costs_a_line_and_no_more(tmp_path, often, caplog):
     path = tmp_path / "missing" / "agent.prom"
-    made = Exporter(None, path, lambda: status(counted(), MODEL))
-    made.start()
+    made = Exporter(None, path)
+    made.start(lambda: status(counted(), MODEL))
     time.sleep(0.2)
     assert [one.message for one in caplog.records] == [
         f"metrics_file: {path} cannot be written (No such file or directory); it is tried again."
@@ -549,8 +675,8 @@ def test_what_lies_in_its_way_is_replaced_and_not_followed(tmp_path, kind):
     other.write_text("not ours")
     for one in (path, tmp_path / ".agent.prom.new"):
         one.symlink_to(other) if kind == "link" else os.mkfifo(one)
-    made = Exporter(None, path, lambda: status(counted(), MODEL))
-    made.start()
+    made = Exporter(None, path)
+    made.start(lambda: status(counted(), MODEL))
     made.close()
     assert other.read_text() == "not ours"
     assert path.is_file()
@@ -570,8 +696,8 @@ def test_a_file_that_takes_its_place_meanwhile_is_not_opened_to_others(tmp_path,
         return fd
 
     monkeypatch.setattr(textfile, "_readable", swapped)
-    made = Exporter(None, path, lambda: status(counted(), MODEL))
-    made.start()
+    made = Exporter(None, path)
+    made.start(lambda: status(counted(), MODEL))
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o644
     assert stat.S_IMODE(other.stat().st_mode) == 0o600
     assert other.read_text() == "not for others"
@@ -585,11 +711,11 @@ def test_a_failure_to_collect_is_logged_and_tried_again(tmp_path, often, caplog)
     def look() -> dict:
         return {} if broken.is_set() else status(counted(), MODEL)
 
-    made = Exporter(None, tmp_path / "agent.prom", look)
-    made.start()
+    made = Exporter(None, tmp_path / "agent.prom")
+    made.start(look)
     assert "could not be collected" in caplog.text
     broken.clear()
-    until((tmp_path / "agent.prom").exists, "it is tried again")
+    until(lambda: of(values((tmp_path / "agent.prom").read_text()), "up") == 1, "it is tried again")
     made.close()
 
 
@@ -605,12 +731,12 @@ def test_without_the_library_it_is_refused_and_what_to_do_is_said(setting, given
     with pytest.raises(
         AgentRefused, match=rf"^{setting} needs the `prometheus_client` package; install the extra `metrics`"
     ):
-        Exporter(*given, dict)
+        Exporter(*given)
 
 
 def test_nothing_is_imported_that_was_not_asked_for():
     code = (
-        "import sys; import edge_agent.server; from edge_agent.exporter import Exporter; Exporter(None, None, dict).start(); "
+        "import sys; import edge_agent.server; from edge_agent.exporter import Exporter; Exporter(None, None).start(dict); "
         "print(sorted({'prometheus_client', 'http.server', 'wsgiref'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

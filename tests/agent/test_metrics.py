@@ -4,8 +4,9 @@ import json
 import threading
 import time
 
+from edge_agent.errors import EdgeAgentError
 from edge_agent.jobs import STAGES
-from edge_agent.metrics import LONGEST_ERROR, Metrics
+from edge_agent.metrics import LONGEST_ERROR, MOST_ERRORS, MOST_GONE, OF_CALLERS, Metrics
 
 
 def test_nothing_yet():
@@ -100,21 +101,59 @@ def test_how_long_detections_took():
     assert sum(metrics.answered()["board"]) == 2
 
 
-def test_the_last_error_of_each_model(monkeypatch):
+def test_the_last_errors_of_each_model(monkeypatch):
+    """One for each reason: what a worker died of outlasts what its callers do wrong afterwards."""
     monkeypatch.setattr(time, "time", lambda: 1_000_000_000.25)
     metrics = Metrics()
+    metrics.happened("died", "board", "It was killed.")
     metrics.called("DetectAnomalies", "board", "INTERNAL", "hung", 1, 0.1, "It hung.")
+    metrics.called("DetectAnomalies", "board", "INTERNAL", "model", 1, 0.1, "It failed.")
     metrics.called("DetectAnomalies", "board", "RESOURCE_EXHAUSTED", "rejected", 1, 0.1, "x" * 10_000)
+    for number in range(100):
+        metrics.called("DetectAnomalies", "board", "INVALID_ARGUMENT", "argument", 1, 0.1, f"Wrong {number}.")
+    metrics.called("DetectAnomalies", "board", "INTERNAL", "hung", 1, 0.1, "It hung again.")
     metrics.called("DetectAnomalies", "board", "OK", "", 1, 0.1)
     metrics.called("DetectAnomalies", "", "NOT_FOUND", "name", 1, 0.1, "Nobody is called like this.")
     metrics.happened("started", "part")
+    last = metrics.snapshot()["last_errors"]
+    assert [(one["number"], one["of"], one["reason"], one["text"]) for one in last.pop("board")] == [
+        (105, "agent", "hung", "It hung again."),
+        (3, "agent", "model", "It failed."),
+        (1, "agent", "died", "It was killed."),
+        (104, "caller", "argument", "Wrong 99."),
+        (4, "caller", "rejected", "x" * LONGEST_ERROR),
+    ]
+    assert last == {}
     metrics.happened("died", "part", "It was killed.")
-    metrics.happened("started", "part")
-    at = "2001-09-09T01:46:40Z"
-    assert metrics.snapshot()["last_errors"] == {
-        "board": {"time": at, "code": "RESOURCE_EXHAUSTED", "reason": "rejected", "text": "x" * LONGEST_ERROR},
-        "part": {"time": at, "code": "", "reason": "died", "text": "It was killed."},
+    assert metrics.snapshot()["last_errors"]["part"] == [
+        {
+            "number": 106,
+            "time": "2001-09-09T01:46:40Z",
+            "of": "agent",
+            "code": "",
+            "reason": "died",
+            "text": "It was killed.",
+        }
+    ]
+
+
+def test_whose_error_each_kind_is():
+    """A new kind belongs to the agent until somebody has thought about it, as what must not be lost."""
+    kinds = [EdgeAgentError]
+    for kind in kinds:
+        kinds += [one for one in kind.__subclasses__() if one.__module__.startswith("edge_agent.")]
+    assert {kind.__name__ for kind in kinds if kind.reason in OF_CALLERS} == {
+        *("InvalidArgument", "InvalidName", "ModelNotFound", "WrongState", "CannotKeepUp", "Expired")
     }
+    assert {kind.reason for kind in kinds} - OF_CALLERS == {"agent", "memory", "model", "crashed", "hung"}
+
+
+def test_reasons_are_bounded():
+    metrics = Metrics()
+    for number in range(10 * MOST_ERRORS):
+        metrics.called("DetectAnomalies", "board", "INTERNAL", f"reason {number}", 1, 0.1, "x")
+    last = metrics.snapshot()["last_errors"]["board"]
+    assert [one["reason"] for one in last] == [f"reason {number}" for number in range(159, 143, -1)]
 
 
 def test_the_longest_queue_is_kept():
@@ -135,6 +174,81 @@ def test_a_snapshot_is_json_and_does_not_change():
     metrics.queued("board", 1)
     assert json.dumps(before) == written
     assert metrics.snapshot() != before
+
+
+def everything(metrics: Metrics, model: str) -> None:
+    """Count something of each kind."""
+    for code, reason in (("OK", ""), ("RESOURCE_EXHAUSTED", "rejected")):
+        metrics.called("DetectAnomalies", model, code, reason, 1, 0.1, "text")
+    metrics.judged(model, 0.5, (0.001, 0.002, 0.003, 0.004))
+    metrics.happened("died", model, "It died.")
+    metrics.restarted(model)
+    metrics.queued(model, 3)
+
+
+def told_of(metrics: Metrics) -> dict[str, set[str]]:
+    """Return for each part of a snapshot which models it tells of."""
+    found = metrics.snapshot()
+    del found["bytes_received"]
+    return {part: {one["model"] for one in has} if part == "calls" else set(has) for part, has in found.items()}
+
+
+class TestModelsThatAreGone:
+    def test_the_last_of_them_are_kept_and_the_others_forgotten(self):
+        metrics = Metrics()
+        there = ["board", "part"]
+        for name in there:
+            everything(metrics, name)
+        for number in range(MOST_GONE + 10):
+            everything(metrics, f"gone-{number}")
+            metrics.keep([*there, f"gone-{number}"])
+            metrics.keep(there)
+        kept = {*there, *(f"gone-{number}" for number in range(10, MOST_GONE + 10))}
+        assert told_of(metrics) == dict.fromkeys(told_of(Metrics()), kept)
+        assert set(metrics.answered()) == kept
+        assert metrics.snapshot()["bytes_received"] == 2 * (MOST_GONE + 12), "what has no model is counted on"
+
+    def test_one_that_comes_back_goes_on(self):
+        metrics = Metrics()
+        everything(metrics, "board")
+        metrics.keep([])
+        metrics.keep(["board"])
+        for number in range(MOST_GONE):
+            everything(metrics, f"gone-{number}")
+        metrics.keep(["board"])
+        everything(metrics, "board")
+        assert metrics.snapshot()["restarts"]["board"] == 2
+
+    def test_one_that_comes_back_late_begins_anew(self):
+        metrics = Metrics()
+        for name in ("board", *(f"gone-{number}" for number in range(MOST_GONE))):
+            everything(metrics, name)
+            metrics.keep([])
+        everything(metrics, "board")
+        metrics.keep(["board"])
+        assert metrics.snapshot()["restarts"]["board"] == 1
+
+    def test_calls_that_name_none_are_no_model(self):
+        metrics = Metrics()
+        metrics.called("DetectAnomalies", "", "NOT_FOUND", "name", 1)
+        metrics.called("ListModels", "", "OK", "", 1)
+        for number in range(MOST_GONE + 10):
+            everything(metrics, f"gone-{number}")
+        metrics.keep([])
+        assert [one["rpc"] for one in metrics.snapshot()["calls"] if not one["model"]] == [
+            "DetectAnomalies",
+            "ListModels",
+        ]
+
+    def test_what_they_take_is_bounded(self):
+        """Ten thousand names, as somebody may deploy and remove them all the time."""
+        metrics = Metrics()
+        for number in range(10_000):
+            metrics.called("DetectAnomalies", f"gone-{number}", "OK", "", 1)
+            if number % 100 == 0:
+                metrics.keep([])
+        metrics.keep([])
+        assert len(metrics.snapshot()["calls"]) == MOST_GONE
 
 
 def test_no_count_is_lost_while_many_count_and_look():

@@ -47,3 +47,39 @@ def test_children():
         child.communicate(b"\n")
     until(lambda: child.pid not in processes.children(os.getpid()), "it has ended")
     assert processes.children(2**22 + 1) == []
+
+
+def test_when_a_process_was_started():
+    """Which stays, whatever it is called, until it has ended."""
+    mine = processes.started(os.getpid())
+    assert mine == processes.started(os.getpid()) > 0
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert processes.started(child.pid) >= mine
+    child.kill()
+    until(lambda: processes.started(child.pid) is None, "it has ended, though nobody has asked how")
+    child.communicate()
+    assert processes.started(child.pid) is None
+
+
+def test_when_a_made_up_process_was_started(tmp_path):
+    (tmp_path / "7").mkdir()
+    rest = " ".join(map(str, range(4, 53)))
+    for stat, started in (
+        (f"7 (a b) S {rest}", 22),
+        (f"7 (a) Z 1) S {rest}", 22),
+        (f"7 (a) Z {rest}", None),
+        (f"7 (a) X {rest}", None),
+        ("7 (a) S 1", None),
+        ("", None),
+    ):
+        (tmp_path / "7/stat").write_text(stat)
+        assert processes.started(7, tmp_path) == started, stat
+
+
+def test_boot_and_namespace(tmp_path):
+    assert len(processes.boot()) == 36
+    assert processes.namespace() > 0
+    asked = "from edge_agent import processes; print(processes.boot(), processes.namespace())"
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+    assert told == [processes.boot(), str(processes.namespace())]
+    assert (processes.boot(tmp_path), processes.namespace(tmp_path)) == (None, None)

@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import stat
 import struct
 import subprocess
@@ -16,13 +17,14 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from edge_agent import state, status
+from edge_agent import heartbeat, state, status
 from edge_agent.cli import command
 from edge_agent.cli.watching import (
     HIDE_CURSOR,
@@ -35,10 +37,13 @@ from edge_agent.cli.watching import (
     TO_SCREEN_END,
     WRAP,
 )
+from edge_agent.heartbeat import Heartbeat
 from edge_agent.status import StatusFile
 from support import hanging, packages
 from support.agent import Agent, environment, serving
 from support.calls import INTERNAL, OK, outcome, request
+from support.processes import hold
+from support.sabotage import sabotaged
 from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
 
@@ -74,17 +79,40 @@ FOUND = {
     "queue_longest": {"board": 2},
     "recent": {"board": {"calls": 125, "calls_per_s": 12.5, "p50": 0.0081, "p99": 0.0124}},
     "last_errors": {
-        "board": {"time": "2026-01-02T03:14:05Z", "code": "INTERNAL", "reason": "hung", "text": "It hung."},
-        "gone": {"time": "2026-01-02T03:14:05Z", "code": "INTERNAL", "reason": "hung", "text": "It hung."},
+        "board": [
+            {
+                "number": 2,
+                "time": "2026-01-02T03:14:05Z",
+                "of": "agent",
+                "code": "INTERNAL",
+                "reason": "hung",
+                "text": "It hung.",
+            },
+            {
+                "number": 7,
+                "time": "2026-01-02T03:15:05Z",
+                "of": "caller",
+                "code": "INVALID_ARGUMENT",
+                "reason": "argument",
+                "text": "Too wide.",
+            },
+        ],
+        "gone": [
+            {"number": 9, "time": "2026-01-02T03:14:05Z", "of": "agent", "code": "", "reason": "died", "text": "No."}
+        ],
     },
     "bytes_received": 123,
 }
 
 
+def nobody() -> None:
+    """Wants to be told of nothing."""
+
+
 class TestFile:
     def test_is_private_and_whole(self, tmp_path):
         path = tmp_path / "x.status.json"
-        file = StatusFile(path, lambda: FOUND)
+        file = StatusFile(path, lambda: FOUND, nobody)
         file.keep()
         assert json.loads(path.read_bytes()) == FOUND, "it is there as soon as it is kept"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -94,7 +122,7 @@ class TestFile:
     def test_follows_what_changes(self, tmp_path, monkeypatch):
         monkeypatch.setattr(status, "INTERVAL", 0.01)
         path, now = tmp_path / "x.status.json", {"n": 0}
-        file = StatusFile(path, lambda: now)
+        file = StatusFile(path, lambda: now, nobody)
         file.keep()
         now = {"n": 1}
         until(lambda: json.loads(path.read_bytes()) == {"n": 1}, "it is written")
@@ -104,7 +132,7 @@ class TestFile:
         """Longer than any file system writes at once."""
         monkeypatch.setattr(status, "INTERVAL", 0.0)
         path, looks = tmp_path / "x.status.json", iter(range(10**9))
-        file = StatusFile(path, lambda: {"n": next(looks), "filling": "x" * 300_000})
+        file = StatusFile(path, lambda: {"n": next(looks), "filling": "x" * 300_000}, nobody)
         file.keep()
         seen: set[int] = set()
 
@@ -118,16 +146,42 @@ class TestFile:
     def test_is_left_alone_while_nothing_changes(self, tmp_path):
         path = tmp_path / "x.status.json"
         looked = []
-        file = StatusFile(path, lambda: looked.append(1) or FOUND)
+        file = StatusFile(path, lambda: looked.append(1) or FOUND, nobody)
         file._write()
         before = path.stat()
         file._write()
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
         assert len(looked) == 2
 
+    def test_it_is_current_when_it_was_written_and_while_nothing_changes(self, tmp_path, monkeypatch, caplog):
+        """But not while it cannot be written, which is logged once, and so is that it can again."""
+        caplog.set_level("INFO", "edge_agent")
+        now, trouble, current = {"n": 0}, [], []
+        replace = Path.replace
+
+        def replaced(self: Path, target: Path) -> Path:
+            if trouble:
+                raise OSError(*trouble)
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", replaced)
+        file = StatusFile(tmp_path / "x.status.json", lambda: now, lambda: current.append(now["n"]))
+        full, read_only = (28, "No space left on device"), (30, "Read-only file system")
+        for number, what in enumerate(((), full, full, read_only, (), full)):
+            now, trouble[:] = {"n": number}, what
+            file._write()
+            file._write()
+        assert current == [0, 0, 4, 4]
+        assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+            ("WARNING", "The status file cannot be written: No space left on device. It is tried again each second."),
+            ("WARNING", "The status file cannot be written: Read-only file system. It is tried again each second."),
+            ("INFO", "The status file is written again."),
+            ("WARNING", "The status file cannot be written: No space left on device. It is tried again each second."),
+        ]
+
     def test_the_end_is_written(self, tmp_path):
         path, now = tmp_path / "x.status.json", {"n": 0}
-        file = StatusFile(path, lambda: now)
+        file = StatusFile(path, lambda: now, nobody)
         file.keep()
         now = {"n": 1}
         file.close()
@@ -136,13 +190,13 @@ class TestFile:
 
     def test_one_that_was_never_kept_is_written_all_the_same(self, tmp_path):
         path = tmp_path / "x.status.json"
-        StatusFile(path, lambda: FOUND).close()
+        StatusFile(path, lambda: FOUND, nobody).close()
         assert json.loads(path.read_bytes()) == FOUND
 
     def test_a_disk_that_is_full_costs_nothing_but_the_news(self, tmp_path, monkeypatch):
         monkeypatch.setattr(status, "INTERVAL", 0.01)
         path, now = tmp_path / "x.status.json", {"n": 0}
-        file = StatusFile(path, lambda: now)
+        file = StatusFile(path, lambda: now, nobody)
         file.keep()
         full = threading.Event()
         replace = Path.replace
@@ -192,22 +246,13 @@ class TestCommand:
             r"Memory \d+ MB: (\d+) MB the front process, \1 MB 1 worker, (-|\d+) MB what starts them", lines.pop(1)
         )[1]
         assert lines[0] == f"Edge Agent 1.3.0, pid {os.getpid()}, since 2026-01-02T03:04:05Z, on {SOCKET}"
-        assert [re.split("  +", line) for line in lines[1:4]] == [
+        assert lines[1:4] == ["part is FAILED: no", "2026-01-02T03:14:05Z board: hung: It hung.", ""], (
+            "what is wrong is first"
+        )
+        assert [re.split("  +", line) for line in lines[4:7]] == [
             [
-                *(
-                    "MODEL",
-                    "VERSION",
-                    "STATUS",
-                    "RUNS ON",
-                    "CALLS",
-                    "FAILED",
-                    "PER S",
-                    "P50 MS",
-                    "P99 MS",
-                    "QUEUE",
-                    "MB",
-                ),
-                *EVENTS,
+                *("MODEL", "VERSION", "STATUS", "RUNS ON", "CALLS", "FAILED"),
+                *("OK/S", "OK P50 MS", "OK P99 MS", "QUEUE", "MB", *EVENTS),
             ],
             [
                 *("board", "2.0.0", "RUNNING", "cpu (fallback)", "1203", "3", "12.5", "8.1", "12.4", "2/16", megabytes),
@@ -215,14 +260,8 @@ class TestCommand:
             ],
             [*("part", "1.0.0", "FAILED", "-", "0", "0", "-", "-", "-", "-", "-"), *"0000"],
         ]
-        assert {len(line) for line in lines[1:4]} == {len(lines[1])}, "what is a number ends below its head"
-        assert lines[4:] == [
-            "",
-            "part is FAILED: no",
-            "",
-            "MODEL  LAST ERROR            REASON  SAID",
-            "board  2026-01-02T03:14:05Z  hung    It hung.",
-        ]
+        assert {len(line) for line in lines[4:7]} == {len(lines[4])}, "what is a number ends below its head"
+        assert lines[7:] == ["", "The last errors of callers", "2026-01-02T03:15:05Z board: argument: Too wide."]
 
     def test_of_an_agent_that_tells_less(self, tmp_path, kept):
         """One that was started before this version was installed."""
@@ -230,15 +269,23 @@ class TestCommand:
         kept({"agent": FOUND["agent"], "models": models, "calls": CALLS, "workers": FOUND["workers"]})
         code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
         assert code == 0
-        assert click.unstyle(output).splitlines()[3].split()[:10] == [
+        assert click.unstyle(output).splitlines()[5].split()[:10] == [
             *("board", "2.0.0", "RUNNING", "cpu", "(fallback)", "1203", "3", "-", "-", "-")
         ]
+
+    def test_of_an_agent_that_keeps_one_error_of_each_model(self, tmp_path, kept):
+        error = {"time": "2026-01-02T03:14:05Z", "code": "", "reason": "died", "text": "It died."}
+        kept({**FOUND, "last_errors": {"board": error}})
+        code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
+        assert code == 0
+        assert click.unstyle(output).splitlines()[3] == "2026-01-02T03:14:05Z board: died: It died."
 
     def test_json(self, tmp_path, kept):
         kept(FOUND)
         code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path), "--json")
         found = json.loads(output)
         memory = found.pop("memory")
+        assert found.pop("age_s") is None, "it is an older agent"
         assert (code, found) == (0, FOUND)
         assert memory["front"] > 10 << 20
         assert memory["workers"]["board"] == pytest.approx(memory["front"], rel=0.1)
@@ -273,7 +320,41 @@ class TestCommand:
         code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
         assert (code, output) == (1, f"Error: The agent on {SOCKET} has ended.\n")
 
-    @pytest.mark.parametrize("key", ["agent", "models", "calls", "workers"])
+    def test_a_living_process_that_took_the_number_of_an_agent_that_ended(self, tmp_path, kept):
+        """As after a reboot, or once the numbers have gone round."""
+        of_mine = Heartbeat().told()
+        kept({**FOUND, "heartbeat": of_mine})
+        assert run("--socket", SOCKET, "--state-dir", str(tmp_path))[0] == 0
+        for other in ({"started_ticks": of_mine["started_ticks"] - 1}, {"boot": "another"}):
+            kept({**FOUND, "heartbeat": {**of_mine, **other}})
+            code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
+            assert (code, output) == (1, f"Error: The agent on {SOCKET} has ended.\n")
+
+    def test_an_agent_that_ended_where_another_serves_and_has_kept_nothing(self, tmp_path, kept):
+        path = str(tmp_path / "a.sock")
+        kept({**FOUND, "heartbeat": {**Heartbeat().told(), "boot": "another"}}).rename(
+            state.StateFolder(tmp_path, Path(path)).status_file()
+        )
+        with socket.socket(socket.AF_UNIX) as served:
+            served.bind(path)
+            served.listen()
+            code, output = run("--socket", path, "--state-dir", str(tmp_path))
+        assert code == 1
+        assert output.startswith(
+            f"Error: Something serves on {path}, but the last status there is of an agent that has ended."
+        )
+        assert "has ended.\n" in run("--socket", path, "--state-dir", str(tmp_path))[1]
+
+    def test_an_agent_in_a_container(self, tmp_path, kept):
+        """Whose pids are those of other processes here."""
+        kept({**FOUND, "heartbeat": {**Heartbeat().told(), "pid_namespace": 1}})
+        code, output = run("--socket", SOCKET, "--state-dir", str(tmp_path))
+        assert code == 0
+        assert output.startswith("Whether the agent lives cannot be told here")
+        found = json.loads(run("--socket", SOCKET, "--state-dir", str(tmp_path), "--json")[1])
+        assert (found["age_s"], found["memory"]) == (None, {"front": None, "helpers": None, "workers": {"board": None}})
+
+    @pytest.mark.parametrize("key", ["agent", "models", "calls", "workers", "heartbeat", "last_errors"])
     @pytest.mark.parametrize("value", [None, [], [1], "text", 7, {"a": 1}, [{"model": 1}], {"pid": math.inf}])
     def test_odd_content_is_damage_and_no_traceback(self, tmp_path, kept, key, value):
         kept({**FOUND, key: value})
@@ -385,18 +466,57 @@ class TestOfAnAgent:
                 ("part", "STOPPED"),
             ]
             assert found["models"][0]["worker_pid"] in (None, *agent.workers())
+            assert 0 <= found["age_s"] < 60
+            assert [(one["of"], one["reason"]) for one in found["last_errors"]["board"]] == [
+                ("agent", "died"),
+                ("caller", "argument"),
+            ]
             lines = click.unstyle(self.status_of(agent).stdout).splitlines()
             assert lines[0].startswith("Edge Agent ")
-            row = dict(zip(re.split("  +", lines[2]), re.split("  +", lines[3]), strict=True))
-            assert row.pop("MB") == "-" or 5 < int(re.split("  +", lines[3])[10]) < 200
+            died, argument = (one["time"] for one in found["last_errors"]["board"])
+            assert lines[2].startswith(f"{died} board: died: The model's worker process ended: ")
+            assert lines[-1].startswith(f"{argument} board: argument: ")
+            heads = next(number for number, line in enumerate(lines) if line.startswith("MODEL"))
+            cells = re.split("  +", lines[heads + 1])
+            row = dict(zip(re.split("  +", lines[heads]), cells, strict=True))
+            assert row["MB"] == "-" or 5 < int(row["MB"]) < 200
             # Of late, which on a slow machine was long ago.
-            late = [row.pop(key) for key in ("PER S", "P50 MS", "P99 MS")]
+            late = [row.pop(key) for key in ("OK/S", "OK P50 MS", "OK P99 MS")]
             assert late == ["-"] * 3 or (float(late[0]) > 0 and 0 < float(late[1]) <= float(late[2]))
+            del row["MB"]
             assert list(row.values()) == ["board", "0.0.0", "RUNNING", "cpu", "4", "1", "0/16", *"1100"]
-            assert [line.split()[:2] for line in lines[-1:]] == [["board", found["last_errors"]["board"]["time"]]]
-            assert found["last_errors"]["board"]["reason"] == "died"
             assert agent.stop() == 0
             assert "has ended" in self.status_of(agent).stderr
+
+    def test_a_front_that_stands_still_is_not_taken_for_one_that_works(self, folder, monkeypatch):
+        """Nor is one that works, but of which nothing changes, not even its file, taken for one that stands."""
+        monkeypatch.setattr(heartbeat, "LATE", 0.5)
+        with closing(Agent()) as agent:
+            agent.start(**sabotaged(folder, "from edge_agent import status; status.INTERVAL = 0.05"))
+            (path,) = (agent.folder / "state").glob("*.status.json")
+            place = ("--socket", str(agent.socket), "--state-dir", str(agent.folder / "state"))
+
+            def last_beat() -> float:
+                return time.monotonic() - heartbeat.life(json.loads(path.read_bytes())).age
+
+            until(lambda: agent.calls(rpc="ListModels"), "the call that waited for the agent is counted")
+            written = path.stat()
+            for _ in range(6):
+                before = last_beat()
+                until(lambda before=before: last_beat() > before + 0.03, "it has told that nothing has changed")
+            until(lambda: run(*place)[0] == 0, "it is taken for alive")
+            assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+            hold(agent.pid)
+            time.sleep(2 * heartbeat.LATE)  # in which it would have told something
+            code, output = run(*place)
+            assert code == 1
+            assert re.match(r"The agent has told nothing for \d+ s; what follows is that old\. ", output)
+            assert "\nEdge Agent " in output
+            code, output = run(*place, "--json")
+            assert code == 1
+            assert json.loads(output)["age_s"] >= 2 * heartbeat.LATE - 0.05
+            os.kill(agent.pid, signal.SIGCONT)
+            until(lambda: run(*place)[0] == 0, "it goes on")
 
     def test_a_hang_and_a_crash_are_told_apart(self, folder):
         """Also when the very process dies that a runtime has saved from a hang before."""
@@ -422,7 +542,7 @@ class TestOfAnAgent:
         packages.segmenter(folder / "models" / "board")
         with serving(folder / "models") as agent:
             master, slave = pty.openpty()
-            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 4, 40, 0, 0))
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 6, 60, 0, 0))
             monkeypatch.setenv("LINES", "24")  # what a shell has exported once, before the window was made smaller
             watcher = self.watcher(agent, "--watch", "0.1", stdin=slave, stdout=slave, stderr=slave)
             os.close(slave)
@@ -437,7 +557,8 @@ class TestOfAnAgent:
         assert seen.endswith(f"{WRAP}{SHOW_CURSOR}{OWN_SCREEN}")
         for frame in seen.removesuffix(f"{WRAP}{SHOW_CURSOR}{OWN_SCREEN}").split(HOME)[1:]:
             assert frame.endswith(f"{TO_LINE_END}{TO_SCREEN_END}")
-            assert 0 < frame.count("\n") <= 3, "no more lines than the terminal has"
+            assert 0 < frame.count("\n") <= 5, "no more lines than the terminal has"
+            assert max(len(line) for line in click.unstyle(frame).replace(TO_LINE_END, "").splitlines()) <= 60
         assert "Traceback" not in seen
 
     def test_watching_without_a_terminal_prints_one_below_the_other(self, folder):

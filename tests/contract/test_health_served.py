@@ -4,17 +4,19 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from edge_agent import health
+from edge_agent import health, watchdog
 from edge_agent._proto import edge_agent_pb2 as pb2
 from support import packages
 from support.agent import PLENTY, Agent, serving
 from support.calls import EXHAUSTED, INVALID, NOT_FOUND, OK, outcome, request
 from support.greengrass_notify import NotifySocket
+from support.sabotage import HANGS, TELLS_BY_A_TIMER, sabotaged
 from support.waiting import until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -157,6 +159,37 @@ class TestWatchdog:
             agent.close()
         assert told[-1] == "STOPPING=1"
         assert set(told[:-1]) == {"WATCHDOG=1"}
+
+    @pytest.mark.parametrize(("sabotage", "noticed"), [("", True), (TELLS_BY_A_TIMER, False)], ids=["ours", "a timer"])
+    def test_it_is_not_told_of_life_while_calls_are_not_answered(self, folder, told, sabotage, noticed):
+        """The process runs, and with it the thread that tells: only calls hang. One that tells by a timer is noticed."""
+        hangs = folder / "hangs"
+        agent = self.start(folder, **sabotaged(folder, HANGS.format(flag=str(hangs)) + sabotage))
+        try:
+            until(lambda: told.count("WATCHDOG=1") >= 2, "it is told of life")
+            self.hang(hangs, agent)
+            # What was asked before is answered, and what was told before that has arrived.
+            time.sleep(LIMIT * watchdog.EACH)
+            told.clear()
+            time.sleep(1.5 * LIMIT)
+            assert (told == []) == noticed
+            assert Path(f"/proc/{agent.pid}/stat").read_text().rpartition(") ")[2][0] in "RS", "it runs"
+            assert ("did not answer on its own socket" in agent.log()) == noticed
+            hangs.unlink()
+            told.clear()
+            until(lambda: told, "it is told again")
+            assert agent.stop() == 0
+        finally:
+            agent.close()
+
+    def hang(self, flag: Path, agent: Agent) -> None:
+        beside = flag.with_suffix(".new")
+        beside.write_text(str(agent.pid))
+        beside.chmod(0o644)
+        beside.replace(flag)
+        with pytest.raises(grpc.RpcError) as unanswered:
+            agent.stub().ListModels(pb2.ListModelsRequest(), timeout=0.3)
+        assert unanswered.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
     def test_a_watchdog_of_another_process_is_not_ours(self, folder, told):
         agent = self.start(folder, WATCHDOG_PID="1")

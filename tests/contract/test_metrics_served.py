@@ -2,7 +2,8 @@
 
 1. Good, anomalous, malformed, unknown, rejected, expired, hung and crashed calls, each under its own code and reason.
 2. What is deployed is told of, and what is gone is not.
-3. An agent that cannot tell its metrics as it was asked to does not start, and says why.
+3. A file that an agent has left behind without an orderly end grows old, and says so; who starts next corrects it.
+4. An agent that cannot tell its metrics as it was asked to does not start, and says why.
 """
 
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 
 import pytest
@@ -169,7 +171,10 @@ def test_swaps_states_and_models_that_go(folder, port):
     folder.chmod(0o777)
     with serving(folder / "models", metrics_address=f"127.0.0.1:{port}", metrics_file=str(file)) as agent:
         scraped = Scraped(port)
-        assert "edge_agent_up 1.0" in file.read_text()
+        first = file.read_text()
+        assert "edge_agent_up 1.0" in first
+        for name in ("board", "part"):
+            assert f'edge_agent_model_state{{model="{name}",state="STOPPED"}} 1.0' in first, "from the first on"
         agent.run_model("board")
         assert scraped.value("model_state", model="board", state="RUNNING") == 1
         assert scraped.value("model_state", model="part", state="STOPPED") == 1
@@ -184,6 +189,33 @@ def test_swaps_states_and_models_that_go(folder, port):
         assert agent.stop() == 0
         assert "edge_agent_up 0.0" in file.read_text()
         assert 'edge_agent_worker_swaps_total{model="board"} 1.0' in file.read_text()
+
+
+def test_what_a_killed_agent_leaves_behind(folder):
+    """It says for ever that the agent is up, and when it was written; who starts next corrects it, also in vain."""
+    packages.segmenter(folder / "models" / "board")
+    file = folder / "agent.prom"
+    folder.chmod(0o777)
+    with serving(folder / "models", metrics_file=str(file)) as agent:
+        agent.stop(signal.SIGKILL)
+    left = file.read_text()
+    assert "edge_agent_up 1.0" in left
+    (written,) = re.findall(r"^edge_agent_metrics_written_timestamp_seconds (\S+)$", left, re.MULTILINE)
+    assert 0 <= time.time() - float(written) < 60
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused(folder, metrics_address=f"127.0.0.1:{taken.getsockname()[1]}", metrics_file=str(file))
+    assert "edge_agent_up 0.0" in file.read_text()
+    assert "board" not in file.read_text()
+
+
+def test_who_is_refused_for_another_agent_leaves_its_file_alone(folder):
+    file = folder / "agent.prom"
+    folder.chmod(0o777)
+    with serving(metrics_file=str(file)) as agent:
+        assert "edge_agent_up 1.0" in file.read_text()
+        other = Agent(**agent.settings, folder=agent.folder)
+        assert other.spawn().process.wait(30) == 2
+        assert "edge_agent_up 1.0" in file.read_text()
 
 
 def test_an_address_that_is_taken(folder):

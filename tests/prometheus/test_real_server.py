@@ -107,13 +107,17 @@ def test_a_server_scrapes_it(agent, server):
     until(lambda: server.value('edge_agent_images_processed_total{model="board"}') == 50, "the images are there")
     assert server.value('edge_agent_images_anomalous_total{model="board"}') == 50
     assert server.value('edge_agent_images_invalid_total{model="board"}') == 1
-    assert server.value('edge_agent_calls_total{rpc="DetectAnomalies",reason="argument"}') == 1
+    assert server.value('edge_agent_calls_total{rpc="DetectAnomalies",model="board",reason="argument"}') == 1
     assert server.value('edge_agent_model_state{state="RUNNING"} == 1') == 1
     assert server.value("sum(edge_agent_memory_proportional_bytes)") > 10 << 20
     # As a dashboard asks: of how fast it grows, and of a percentile by the buckets.
     until(
         lambda: (server.value('rate(edge_agent_images_processed_total{model="board"}[1m])') or 0) > 0, "a rate is told"
     )
+    # As an alert asks, of the very first of its kind.
+    first = 'increase(edge_agent_calls_total{rpc="DetectAnomalies",model="board",reason="argument"}[1m])'
+    until(lambda: (server.value(first) or 0) > 0, "the first error is an increase")
+    assert server.value("time() - edge_agent_metrics_written_timestamp_seconds") < 60
     p99 = server.value("histogram_quantile(0.99, sum by (le) (edge_agent_detection_seconds_bucket))")
     assert 0.0001 < p99 < 1
     (target,) = server.ask("targets")["activeTargets"]

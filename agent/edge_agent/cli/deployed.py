@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_agent import packages, state
+from edge_agent import heartbeat, packages, state
 from edge_agent.catalog import Catalog
 from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused, printable, shown
@@ -49,9 +49,9 @@ def living(folder: StateFolder) -> Mapping[str, Mapping[str, Any]]:
     """Return what a living agent tells of its models, by name; nothing where none lives, or we may not know."""
     try:
         told = json.loads(state.read_plain(folder.status_file(), LONGEST))
-        alive = Path(f"/proc/{int(told['agent']['pid'])}").exists()
-        return {str(one["model"]): dict(one) for one in told["models"]} if alive else {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        lives = heartbeat.life(told).lives
+        return {str(one["model"]): dict(one) for one in told["models"]} if lives else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return {}
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import click
 
+from edge_agent.cli.shown import shortened
+
 # Terminals' control sequences (ECMA-48; the private modes are DEC's).
 OTHER_SCREEN, OWN_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
@@ -31,19 +33,22 @@ def watching(look: Callable[[], str], every: float, *, in_place: bool) -> None:
 def _in_place(look: Callable[[], str], every: float) -> None:
     with _screen():
         while True:
-            lines = [*look().splitlines(), "", f"Every {every:g} s; ends with Ctrl-C."][: _rows()]
+            end = f"Every {every:g} s; ends with Ctrl-C."
+            most = terminal().lines
+            lines = shortened(look().splitlines(), most - 1)
+            lines = [*lines, *([""] if len(lines) < most - 1 else []), end][:most]
             text = "\n".join(f"{line}{TO_LINE_END}" for line in lines)
             click.echo(f"{HOME}{text}{TO_SCREEN_END}", nl=False)
             time.sleep(every)
 
 
-def _rows() -> int:
-    """Return how many lines the terminal has this instant, whatever the environment's LINES once was."""
+def terminal() -> os.terminal_size:
+    """Return the size that the terminal has this instant, whatever the environment's LINES and COLUMNS once were."""
     try:
-        rows = os.get_terminal_size(sys.stdout.fileno()).lines
+        size = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):
-        rows = 0
-    return rows or shutil.get_terminal_size().lines
+        size = os.terminal_size((0, 0))
+    return size if all(size) else shutil.get_terminal_size()
 
 
 @contextmanager

@@ -17,10 +17,13 @@ Look = Callable[[], Mapping[str, Any]]
 
 
 class Exporter:
-    """Tells what the agent has counted where the settings want it told, which may be nowhere."""
+    """Tells what the agent has counted where the settings want it told, which may be nowhere.
 
-    def __init__(self, address: Loopback | None, file: Path | None, look: Look) -> None:
-        """Tell of what `look` returns.
+    A file says at once that no agent serves, so that the one before, which may have been killed, is taken for alive no more.
+    """
+
+    def __init__(self, address: Loopback | None, file: Path | None) -> None:
+        """Write the file, and take the address.
 
         Raises:
             AgentRefused: the library is not installed, or the address cannot be served on.
@@ -30,20 +33,23 @@ class Exporter:
         self._file: MetricsFile | None = None
         if address or file:
             _check_library("metrics_address" if address else "metrics_file")
-            self._open(address, file, look)
+            self._open(address, file)
 
-    def _open(self, address: Loopback | None, file: Path | None, look: Look) -> None:
+    def _open(self, address: Loopback | None, file: Path | None) -> None:
         from edge_agent.exporter import families, served, textfile
 
-        self._collector = families.AgentCollector(look)
+        self._collector = families.AgentCollector()
         registry = families.registry(self._collector)
-        if address:
-            self._server = served.MetricsServer(address, registry)
         if file:
             self._file = textfile.MetricsFile(file.absolute(), registry)
+            self._file.write()
+        if address:
+            self._server = served.MetricsServer(address, registry)
 
-    def start(self) -> None:
-        """Begin to tell, in threads of its own."""
+    def start(self, look: Look) -> None:
+        """Begin to tell of what `look` returns, in threads of its own."""
+        if self._server or self._file:
+            self._collector.begin(look)
         if self._server:
             self._server.start()
         if self._file:
@@ -54,7 +60,7 @@ class Exporter:
         if self._server:
             self._server.close()
         if self._file:
-            self._collector.up = False
+            self._collector.end()
             self._file.close()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from edge_agent import processes
-from edge_agent.histograms import BOUNDS
+from edge_agent.exporter.reasons import OF_A_MODEL, OF_NO_MODEL
+from edge_agent.histograms import BOUNDS, Histogram
 from edge_agent.lifecycle import State
+from edge_agent.metrics import DETECT, PHASES
 
 PREFIX = "edge_agent"
 # Three for each power of ten from 100 us to 50 s: of all that are counted by, those that dashboards are used to.
@@ -19,10 +22,17 @@ EXPOSED = tuple(float(f"{one}e{power}") for power in range(-4, 2) for one in ("1
 EVENTS = {
     "started": ("worker_starts", "Worker processes that were started, to load a model or in the place of another."),
     "died": ("worker_deaths", "Worker processes that ended unasked, also while they were being started anew."),
+    "not_started": (
+        "worker_start_failures",
+        "Times that no worker came into the place of one that had died, as for want of memory, or its package was refused.",
+    ),
     "hung": ("worker_hangs", "Calls that a model did not answer within call_timeout, and that were ended."),
     "swapped": ("worker_swaps", "Times that a new version took over from the one before while the model ran."),
     "fell_back": ("worker_fallbacks", "Loads on something else than what would have come first, as the CPU."),
 }
+# Returns the agent's status.
+Look = Callable[[], Mapping[str, Any]]
+NOTHING = Histogram().json()
 EMPTY: Mapping[str, Any] = {
     "agent": {"version": ""},
     "models": [],
@@ -47,23 +57,35 @@ def registry(collector: "AgentCollector") -> CollectorRegistry:
 
 
 class AgentCollector:
-    """Makes metrics of the agent's status, those of models that are deployed now."""
+    """Makes metrics of the agent's status, those of models that are deployed now; until it serves, that it does not."""
 
-    def __init__(self, look: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, look: Look | None = None) -> None:
         self._look = look
-        self.up = True
+        self._up = look is not None
+
+    def begin(self, look: Look) -> None:
+        """Tell of what `look` returns: the agent serves."""
+        self._look, self._up = look, True
+
+    def end(self) -> None:
+        """Tell what was counted, and that the agent serves no more."""
+        self._up = False
 
     def describe(self) -> Iterable[Metric]:
         """Return every metric without its values; the library asks once."""
-        return [*_counted(EMPTY, []), *_models([]), *_processes([]), *_about(EMPTY, up=True)]
+        return [*_life(up=False), *_counted(EMPTY, []), *_models([]), *_processes([]), _build(EMPTY)]
 
     def collect(self) -> Iterator[Metric]:
         """Return every metric with its values of this instant."""
+        up = self._up
+        yield from _life(up=up)
+        if self._look is None:
+            return
         status = self._look()
         models = status["models"]
         yield from _counted(status, [one["model"] for one in models])
-        yield from _about(status, up=self.up)
-        if self.up:
+        yield _build(status)
+        if up:
             yield from _models(models)
             yield from _processes(models)
 
@@ -102,14 +124,10 @@ def _counted(status: Mapping[str, Any], models: Sequence[str]) -> Iterator[Metri
     """Yield what was counted since the agent began, from 0 on for each model, so that the first of all is an increase."""
     yield _counter(
         "calls",
-        "Calls that were answered, by the model that they named and the reason of those that failed.",
+        "Calls that were answered, by the model that they named and the reason of those that failed, the watchdog's "
+        "ListModels included.",
         ("rpc", "model", "code", "reason"),
-        [
-            ((one["rpc"], one["model"], one["code"], one["reason"]), one["count"])
-            for one in status["calls"]
-            # Calls that name no deployed model are counted under an empty name.
-            if one["model"] in {"", *models}
-        ],
+        _calls(status["calls"], models).items(),
     )
     images = {model: status["images"].get(model, {}) for model in models}
     for key, text in (
@@ -124,16 +142,34 @@ def _counted(status: Mapping[str, Any], models: Sequence[str]) -> Iterator[Metri
         "stage_seconds",
         "Seconds that judged images took in each stage: waiting for their turn in the queue, and then in the worker.",
         ("model", "stage"),
-        [((model, stage), one["phases"][stage]) for model, one in images.items() for stage in one.get("phases", ())],
+        [
+            ((model, stage), one.get("phases", {}).get(stage, NOTHING))
+            for model, one in images.items()
+            for stage in PHASES
+        ],
     )
     for name, key, text in (
         ("detection_seconds", "latency", "Seconds from a detection's handler being entered to its good answer."),
         ("rejection_seconds", "rejections", "Seconds from a detection's handler being entered to its being rejected."),
     ):
         found = status[key]
-        yield _histogram(name, text, ("model",), [((model,), found[model]) for model in models if model in found])
+        yield _histogram(name, text, ("model",), [((model,), found.get(model, NOTHING)) for model in models])
     yield from _workers(status, models)
     yield _counter("received_bytes", "Bytes of requests received.", (), [((), status["bytes_received"])])
+
+
+def _calls(counted: Iterable[Mapping[str, Any]], models: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """Return the calls by RPC, model, code and reason: all that detections can come to, and of other calls what there was.
+
+    Calls that name no deployed model are counted under an empty name.
+    """
+    rows: dict[tuple[str, ...], int] = {(DETECT, "", code, reason): 0 for code, reason in OF_NO_MODEL}
+    rows |= {(DETECT, model, code, reason): 0 for model in models for code, reason in OF_A_MODEL}
+    told = {"", *models}
+    rows |= {
+        (one["rpc"], one["model"], one["code"], one["reason"]): one["count"] for one in counted if one["model"] in told
+    }
+    return rows
 
 
 def _workers(status: Mapping[str, Any], models: Sequence[str]) -> Iterator[Metric]:
@@ -206,8 +242,24 @@ def _processes(models: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     )
 
 
-def _about(status: Mapping[str, Any], *, up: bool) -> Iterator[Metric]:
+def _build(status: Mapping[str, Any]) -> Metric:
     labels = ("version", "python", "architecture")
     row = (status["agent"]["version"], platform.python_version(), platform.machine())
-    yield _gauge("build_info", "The agent's version, and what it runs in.", labels, [(row, 1)])
-    yield _gauge("up", "1 while the agent runs, 0 in a file that it has left behind.", (), [((), float(up))])
+    return _gauge("build_info", "The agent's version, and what it runs in.", labels, [(row, 1)])
+
+
+def _life(*, up: bool) -> Iterator[Metric]:
+    """Yield whether the agent serves, and when that was so: a file outlives an agent that is killed."""
+    yield _gauge(
+        "up",
+        "1 while the agent serves, 0 in a file before it does and after an orderly end; a file that was left behind "
+        "otherwise grows old.",
+        (),
+        [((), float(up))],
+    )
+    yield _gauge(
+        "metrics_written_timestamp_seconds",
+        "Unix time at which these metrics were written, over HTTP or to a file, which is written anew every 15 s.",
+        (),
+        [((), time.time())],
+    )

@@ -22,7 +22,7 @@ class MetricsFile:
         self._registry = registry
         self._told = ""
         self._kept = Repeated(
-            self._write, INTERVAL, "metrics-file", "The metrics file cannot be written; it is tried again."
+            self.write, INTERVAL, "metrics-file", "The metrics file cannot be written; it is tried again."
         )
 
     def keep(self) -> None:
@@ -33,7 +33,8 @@ class MetricsFile:
         """Write it for the last time."""
         self._kept.close()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write it; what goes wrong is logged."""
         # A name that node_exporter, which takes *.prom, does not read.
         beside = self._path.with_name(f".{self._path.name}.new")
         try:

@@ -294,7 +294,7 @@ def meanwhile(at: Bench, trouble: Trouble) -> None:
     before = at.agent.status()["agent"]
     make_good = trouble.make(at.agent)
     at.goes_on()
-    tried = f"The status file cannot be written: {trouble.told}"
+    tried = f"WARNING The status file cannot be written: {trouble.told}"
     until(lambda: at.agent.status()["agent"] == before and tried in at.agent.log(), "a status was to be written")
     assert f"WARNING {NOT_REMEMBERED}{trouble.told}" in at.agent.log()
     at.is_told_once(trouble.told)
@@ -302,6 +302,7 @@ def meanwhile(at: Bench, trouble: Trouble) -> None:
     log = at.agent.disk / "agent.log"
     at.judge(BOARD)
     until(lambda: at.judge(BOARD) or at.agent.log().splitlines()[-3] in log.read_text(), "the log file goes on")
+    until(lambda: "INFO The status file is written again." in at.agent.log(), "a status is written again")
     assert len(at.telling()) == 1
 
 
