@@ -46,6 +46,10 @@ class Turn:
         self.given_up = True
         self.wake()
 
+    def in_vain(self, deadline: float | None) -> bool:
+        """Return whether nobody waits for the answer any more, by `deadline` (time.monotonic) or because it was given up."""
+        return self.given_up or (deadline is not None and time.monotonic() >= deadline)
+
     def wait(self, deadline: float | None) -> None:
         """Wait until woken or until `deadline` (time.monotonic)."""
         self._woken.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -94,13 +98,16 @@ class CallQueue:
             turn: the caller's place; its `give_up` ends the wait.
 
         Raises:
-            CannotKeepUp: too many calls wait already, or the deadline passed.
+            Expired: nobody waits for the answer any more, be it before the call came here.
+            CannotKeepUp: too many calls wait already.
             EdgeAgentError: the queue was closed with this error.
 
         """
         with self._lock:
             if self._closed:
                 raise self._closed()
+            if turn.in_vain(deadline):
+                raise Expired(EXPIRED)
             turn.number = next(self._numbers)
             if self._free and not self._paused:
                 turn.slot, turn.granted = self._free.pop(), True
@@ -119,6 +126,8 @@ class CallQueue:
         """Give the turn up for as long as the queue is paused, and return when it is the caller's again; as `enter`."""
         with self._lock:
             if not self._paused and not self._over:
+                if turn.in_vain(deadline):
+                    raise Expired(EXPIRED)  # the caller still has its turn, and leaves
                 return
             turn.renew()
             # Before all that came later, and after those that came earlier and gave theirs up just before.
@@ -138,7 +147,7 @@ class CallQueue:
                     self._waiting.remove(turn)
                     self._idle.notify_all()
                 raise turn.error() if turn.error else Expired(EXPIRED)
-        if turn.given_up or (deadline is not None and time.monotonic() >= deadline):
+        if turn.in_vain(deadline):
             turn.granted = False
             self.leave(turn.slot)
             raise Expired(EXPIRED)

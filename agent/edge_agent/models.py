@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_agent.admission import Admission
 from edge_agent.block import NAME
 from edge_agent.catalog import Catalog
 from edge_agent.config import Settings
-from edge_agent.errors import CannotKeepUp, EdgeAgentError, InvalidName, ModelNotFound, WrongState, shown
+from edge_agent.errors import EdgeAgentError, InvalidName, ModelNotFound, WrongState, shown
 from edge_agent.lifecycle import State
 from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
@@ -24,6 +25,8 @@ from edge_agent.ways import Ways
 logger = logging.getLogger(__name__)
 
 SCAN_PATIENCE = 0.2
+# A model that is being loaded will be called: by then its place is free.
+LOADED = (State.STARTING, State.RUNNING)
 
 
 class Models:
@@ -53,7 +56,9 @@ class Models:
         # stops it by name, who then has taken charge of it.
         self._wanted = {*settings.autostart, *(remembered.read() if settings.restore else ())}
         self._automatic = set(self._wanted)
-        self._calls = threading.BoundedSemaphore(settings.max_calls)
+        self._admission = Admission(settings.max_calls, lambda: len(self._models), self._loaded)
+        # The loaded models of which it was reckoned what they may have in hand.
+        self._reckoned: set[str] = set()
         self._ended = threading.Event()
         self._scanning = threading.Lock()
         # Of its own: a slow disk must not stand between callers and their models.
@@ -95,17 +100,13 @@ class Models:
         model.stop()
         self._remember(name, wanted=False)
 
-    def admit(self) -> None:
-        """Count a detection in, `release` must follow; raise CannotKeepUp when max_calls are in hand already."""
-        if not self._calls.acquire(blocking=False):
-            raise CannotKeepUp(
-                f"The agent has {self._settings.max_calls} detections in hand, its max_calls; send fewer calls at once, or "
-                "call again later."
-            )
+    def admit(self, name: str) -> None:
+        """Count a model's detection in, `release` must follow; raise CannotKeepUp where the agent has no place for it."""
+        self._admission.enter(name)
 
-    def release(self) -> None:
-        """Count a detection out."""
-        self._calls.release()
+    def release(self, name: str) -> None:
+        """Count a model's detection out."""
+        self._admission.leave(name)
 
     def scan(self) -> None:
         """Bring the deployed models in step with their sources; start what is wanted and newly there."""
@@ -122,6 +123,9 @@ class Models:
                 elif self._serving and model.name in fresh:
                     self._start_wanted(model)
             self._answer()
+            self._metrics.keep([model.name for model in self.all()])
+            if self._serving and self._loaded() != self._reckoned:
+                self._reckon()
 
     def adopt(self, settings: Settings) -> None:
         """Go on with settings of which such have changed as can while the agent runs (edge_agent.live)."""
@@ -132,6 +136,7 @@ class Models:
             self._spawner.write_log(settings.log_as)
             for model in self.all():
                 model.adopt(settings)
+            self._reckon(changed=True)
 
     def watch(self) -> None:
         """Scan again and again, in a thread of its own, until `close`."""
@@ -148,6 +153,7 @@ class Models:
                 self._start_wanted(self.get(name))
             except EdgeAgentError as error:
                 logger.warning("%s is to be started, but: %s", shown(name), error)
+        self._reckon()
         # Who is told may start a model at once, which must not meet one that is just being started.
         self._answer()
 
@@ -173,6 +179,22 @@ class Models:
                 self.scan()
             except Exception:
                 logger.exception("Looking at the models folders failed; it is tried again.")
+
+    def _loaded(self) -> set[str]:
+        """Return the names of the models that run or are about to."""
+        with self._lock:
+            return {name for name, model in self._models.items() if model.state in LOADED}
+
+    def _reckon(self, *, changed: bool = False) -> None:
+        """See whether the loaded models may have more detections in hand than the agent."""
+        self._reckoned = self._loaded()
+        self._admission.compare({name: self._room(name) for name in self._reckoned}, changed=changed)
+
+    def _room(self, name: str) -> int:
+        """Return how many detections a model may have in hand: those that wait, and those that are being judged."""
+        own = self._settings.model_settings.get(name)
+        slots = own.slots if own and own.slots else self._tuned(name).get("slots", self._settings.slots)
+        return int(self._settings.of_model(name, "queue_limit") + slots)
 
     def _judge(self, candidates: list[Found], chosen: Found) -> None:
         """Note what the component that registered one of the candidates is to be told."""

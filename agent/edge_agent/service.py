@@ -32,6 +32,7 @@ Parse = Callable[[bytes], tuple[Any, ...]]
 # What is sent: a message, or the bytes of one that is too large to be copied.
 Response = Message | bytes
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
+MASK_HANDLE = "anomaly_mask_params.shared_memory_handle"
 NO_FILES = "The agent can open no more files; close connections that are idle, or allow it more open files."
 # Why calls fail that name no deployed model.
 NAMELESS = {ModelNotFound.reason, InvalidName.reason}
@@ -58,7 +59,7 @@ class EdgeAgentService:
 
         first, expected = prepare(manifest := model.running_manifest()), manifest
         self._accepted.check_read()
-        self._models.admit()
+        self._models.admit(model.name)
         try:
             turn = Turn()
             if not context.add_callback(turn.give_up):
@@ -67,7 +68,7 @@ class EdgeAgentService:
                 lambda manifest: first if manifest is expected else prepare(manifest), pixels, _deadline(context), turn
             )
         finally:
-            self._models.release()
+            self._models.release(model.name)
         result = _result(answer.verdict)
         if inline_mask is not None and self._may_be_sent(inline_mask):
             return wire.answer(result, pb2.Bitmap(width=first.image.width, height=first.image.height), inline_mask)
@@ -123,7 +124,7 @@ def describe(
     """Return the image and the mask's segment of a request; raise InvalidArgument, opening nothing.
 
     `pixels` are those that it brings inline. `image_size` is the (width, height) that the image must have; None allows any. A model that makes no mask (`masked`)
-    ignores a handle, whose numbers must be ones all the same.
+    ignores a handle but for its numbers, which must be ones all the same.
     """
     if not request.HasField("bitmap"):
         raise InvalidArgument("bitmap is missing; send the image to judge.")
@@ -140,9 +141,10 @@ def describe(
     handle = _mask_handle(request.anomaly_mask_params)
     if handle is None:
         return Job(image, None)
-    mask = _segment("anomaly_mask_params.shared_memory_handle", handle)
     if not masked:
+        bitmaps.check_range(MASK_HANDLE, handle.offset, handle.size)
         return Job(image, None)
+    mask = _segment(MASK_HANDLE, handle)
     bitmaps.check_mask(mask, image)
     return Job(image, mask)
 
@@ -233,7 +235,7 @@ def _boundary(
         else:
             metrics.called(rpc, name, "OK", "", size, time.monotonic() - begin)
             _log(request_id, rpc, name, begin, "OK")
-            trimmer.answered(size)
+            trimmer.answered(max(size, len(response)) if isinstance(response, bytes) else size)
             return response
         # Names that nobody deployed are counted as one: anybody can make up more.
         took = time.monotonic() - begin
@@ -270,10 +272,13 @@ def _tell_where_the_mask_is(result: pb2.DetectAnomalyResult, request: pb2.Detect
 
 
 def _mask_handle(params: pb2.AnomalyMaskParams) -> pb2.SharedMemoryHandle | None:
-    """Return the mask's handle, at its own field or at the legacy one; None when the mask is wanted inline."""
-    if params.HasField("shared_memory_handle"):
-        return params.shared_memory_handle
-    return params.legacy_shared_memory_handle if params.HasField("legacy_shared_memory_handle") else None
+    """Return the mask's handle, at its own field or at the legacy one; None when the mask is wanted inline.
+
+    An empty one, which names nothing, does not stand in the way of the other.
+    """
+    fields = ("shared_memory_handle", "legacy_shared_memory_handle")
+    handles = [getattr(params, field) for field in fields if params.HasField(field)]
+    return next((one for one in handles if one.ByteSize()), handles[0] if handles else None)
 
 
 def _result(verdict: Verdict) -> pb2.DetectAnomalyResult:

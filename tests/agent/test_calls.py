@@ -87,17 +87,67 @@ def test_given_up_turns_are_skipped():
     assert second == ["entered"]
 
 
-def test_given_up_at_the_very_moment_of_the_grant():
+@pytest.mark.parametrize("passed", ["deadline", "caller"])
+def test_at_the_very_moment_of_the_grant(passed):
+    """The turn is granted, and nobody waits for the answer by the time that the thread runs."""
+
+    class Late(Turn):
+        def wait(self, deadline: float | None) -> None:
+            super().wait(None)
+            if passed == "caller":
+                self.give_up()
+            elif deadline:
+                time.sleep(max(0.0, deadline - time.monotonic()))
+
     queue = CallQueue("board", 5)
-    turn = Turn()
-    turn.give_up()
+    turn = Late()
     queue.enter(None, Turn())
     outcome: list = []
-    thread = enter_in_thread(queue, outcome, turn=turn)
-    thread.join(30)
-    assert isinstance(outcome[0], CannotKeepUp)
+    deadline = time.monotonic() + 0.2 if passed == "deadline" else None
+    thread = enter_in_thread(queue, outcome, deadline, turn)
     queue.leave()
+    thread.join(30)
+    assert isinstance(outcome[0], Expired)
+    assert not turn.granted
     queue.enter(None, Turn())
+
+
+class TestDeadOnArrival:
+    """Nobody waits for the answer any more when the call comes for its turn."""
+
+    def calls(self) -> list[tuple[float | None, Turn]]:
+        gone = Turn()
+        gone.give_up()
+        return [(None, gone), (time.monotonic() + 60, gone), (time.monotonic(), Turn()), (time.monotonic() - 1, Turn())]
+
+    @pytest.mark.parametrize("slots", [1, 2])
+    def test_it_takes_no_free_slot(self, slots):
+        queue = CallQueue("board", 5, slots)
+        for deadline, turn in self.calls():
+            with pytest.raises(Expired, match="deadline passed, or its caller went away"):
+                queue.enter(deadline, turn)
+            assert not turn.granted
+            assert queue.status()["in_flight"] == 0
+
+    def test_it_takes_no_place_in_the_queue_and_is_not_counted_as_rejected(self):
+        queue = CallQueue("board", 0)
+        queue.enter(None, Turn())
+        for deadline, turn in self.calls():
+            with pytest.raises(Expired):
+                queue.enter(deadline, turn)
+        assert queue.longest == 0
+
+    def test_of_a_queue_that_is_closed_it_is_told_that(self):
+        queue = CallQueue("board", 5)
+        queue.close(lambda: InferenceFailed("the worker died"))
+        for deadline, turn in self.calls():
+            with pytest.raises(InferenceFailed):
+                queue.enter(deadline, turn)
+
+    def test_one_that_is_in_time_goes_on(self):
+        queue = CallQueue("board", 5)
+        queue.enter(time.monotonic() + 60, turn := Turn())
+        assert turn.granted
 
 
 def test_close_sends_everybody_away():
@@ -221,6 +271,19 @@ class TestAgain:
         queue.again(None, turn)
         assert turn.granted
         assert queue.wait_free(0) is False
+
+    @pytest.mark.parametrize("passed", ["deadline", "caller"])
+    def test_is_not_judged_once_more_where_nobody_waits_for_it(self, passed):
+        queue = CallQueue("board", 5)
+        turn = Turn()
+        queue.enter(None, turn)
+        if passed == "caller":
+            turn.give_up()
+        with pytest.raises(Expired):
+            queue.again(time.monotonic() if passed == "deadline" else None, turn)
+        assert turn.granted, "whoever called leaves"
+        queue.leave(turn.slot)
+        assert queue.wait_idle(0)
 
     def test_waits_for_the_resume_before_all_others(self):
         queue = CallQueue("board", 5)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ACCEPTED = "tests/agent/test_accepted.py"
+ADMISSION = "tests/agent/test_admission.py"
 BITMAPS = "tests/agent/test_bitmaps.py"
 BLOCK = "tests/agent/test_block.py"
 BUDGET = "tests/agent/test_budget.py"
@@ -19,12 +20,14 @@ CALLS = "tests/agent/test_calls.py"
 CONFIG = "tests/agent/test_config.py"
 D1 = "tests/promises/full_disk"
 G1 = "tests/promises/soak"
+HEALTH = "tests/contract/test_health_served.py"
 IMAGES = "tests/contract/test_images.py::test_what_a_model_calls_its_parts_does_not_reach_the_log_as_it_is"
 L1 = "tests/promises/lifecycle_storm"
 L2 = "tests/promises/swaps"
 LIFE = "tests/contract/test_life.py"
 LOG = "tests/agent/test_log.py"
 MANIFEST = "tests/agent/test_manifest.py"
+MODELS = "tests/agent/test_models.py"
 ORDER = "tests/contract/test_keeping_up.py::test_first_come_first_served"
 P1 = "tests/promises/mutated_packages"
 P2 = "tests/promises/half_copied"
@@ -52,6 +55,7 @@ SUPERVISOR = "tests/agent/test_supervisor.py"
 T1 = "tests/promises/sigterm"
 T2 = "tests/promises/sigterm_midway"
 TRIMMING = "tests/agent/test_trimming.py"
+THREADS = "tests/agent/test_threads.py"
 U1 = "tests/promises/one_socket"
 U2 = "tests/promises/occupied_path"
 U3 = "tests/promises/socket_mode"
@@ -59,6 +63,7 @@ U4 = "tests/promises/bad_connections"
 U5 = "tests/promises/two_users"
 UNIX_SOCKET = "tests/agent/test_unix_socket.py"
 UNREAD = "tests/contract/test_keeping_up.py::test_answers_that_nobody_reads_are_bounded"
+WATCHDOG = "tests/agent/test_watchdog.py"
 WIRE = "tests/agent/test_wire.py"
 
 DROPS_THE_QUEUE = """\
@@ -106,7 +111,13 @@ MUTATIONS = (
     ),
     Mutation(
         "files-of-any-size-are-read",
-        (("packages.py", "        if most is not None and info.st_size > most:\n", "        if False:\n"),),
+        (
+            (
+                "packages.py",
+                "        if most is not None and info.st_size > most and not head:\n",
+                "        if False:\n",
+            ),
+        ),
         (PACKAGES,),
     ),
     Mutation(
@@ -241,11 +252,32 @@ MUTATIONS = (
         (
             (
                 "serving.py",
-                "            if following is None or following.package is None:\n",
-                "            if following is not self:\n",
+                "        return following if following and following.package else None\n",
+                "        return None\n",
             ),
         ),
         (L2, SERVING),
+    ),
+    Mutation(
+        "a-refusal-is-final",
+        (
+            (
+                "serving.py",
+                '                self._again(text, "not_started", NOT_REPLACED)\n',
+                "                self._fail(NOT_REPLACED, text)\n",
+            ),
+        ),
+        (LIFE, SERVING),
+    ),
+    Mutation(
+        "what-changed-on-disk-is-not-started",
+        (("serving.py", "            return self._settled(following or found)\n", "            return found\n"),),
+        (LIFE, SERVING),
+    ),
+    Mutation(
+        "a-thread-that-is-refused-ends-the-server",
+        (("threads.py", "            if not self._threads:\n                raise\n", "            raise\n"),),
+        (LIFE, THREADS),
     ),
     Mutation(
         "half-a-look-counts",
@@ -614,7 +646,7 @@ MUTATIONS = (
         "class-names-as-they-are",
         (
             (
-                "manifest.py",
+                "classes.py",
                 "    if unsafe := next((name for name in names if UNSAFE.search(name)), None):\n",
                 '    if unsafe := "":\n',
             ),
@@ -633,7 +665,7 @@ MUTATIONS = (
     ),
     Mutation(
         "normal-classes-are-guessed",
-        (("manifest.py", "    ids = (shared if own is None else own) or ()\n", "    ids = own or shared or ()\n"),),
+        (("manifest.py", "    if required and not ids:\n", "    if False:\n"),),
         (MANIFEST,),
     ),
     Mutation(
@@ -662,8 +694,8 @@ MUTATIONS = (
         (
             (
                 "status.py",
-                '            logger.debug("The status file cannot be written: %s", error.strerror)\n',
-                '            logger.debug("The status file cannot be written: %s", error.strerror)\n            os._exit(1)\n',
+                "            self._complain(error.strerror or str(error))\n",
+                "            self._complain(error.strerror or str(error))\n            os._exit(1)\n",
             ),
         ),
         (D1,),
@@ -765,8 +797,8 @@ MUTATIONS = (
             ),
             (
                 "calls.py",
-                "        if turn.given_up or (deadline is not None and time.monotonic() >= deadline):\n",
-                "        if False:\n",
+                "        return self.given_up or (deadline is not None and time.monotonic() >= deadline)\n",
+                "        return False\n",
             ),
             (
                 "service.py",
@@ -780,13 +812,56 @@ MUTATIONS = (
         (Q2,),
     ),
     Mutation(
+        "calls-dead-on-arrival-are-computed",
+        (
+            (
+                "calls.py",
+                "            if turn.in_vain(deadline):\n                raise Expired(EXPIRED)\n            turn.number",
+                "            turn.number",
+            ),
+        ),
+        (CALLS, Q2),
+    ),
+    Mutation(
+        "one-model-takes-all-places",
+        (
+            (
+                "admission.py",
+                "            if self._total + self._deployed() >= self._most:\n                self._check(name)\n",
+                "            if self._total >= self._most:\n                raise CannotKeepUp(self._full(name, 0))\n",
+            ),
+        ),
+        (ADMISSION, MODELS, Q1),
+    ),
+    Mutation(
         "what-large-messages-leave-stays",
         (("server.py", "            trimmer.start()\n", "            pass\n"),),
         (Q3,),
     ),
     Mutation(
         "what-many-messages-leave-stays",
-        (("trimming.py", "            if self._has() > self._least + KEPT:\n                self._trim()\n", ""),),
+        (
+            (
+                "trimming.py",
+                "                if self._has() > self._least + KEPT:\n                    self._trim()\n",
+                "",
+            ),
+        ),
         (TRIMMING,),
+    ),
+    Mutation(
+        "what-images-leave-stays-when-none-comes",
+        (("trimming.py", "            else:\n                self._trim()\n", ""),),
+        (TRIMMING,),
+    ),
+    Mutation(
+        "what-messages-leave-stays-while-more-come",
+        (("trimming.py", "                if self._has() > self._least + TOO_MUCH:\n", "                if False:\n"),),
+        (TRIMMING, Q3),
+    ),
+    Mutation(
+        "the-watchdog-tells-by-a-timer",
+        (("watchdog.py", "            failed = self._call()\n", "            failed = self._call() and ''\n"),),
+        (WATCHDOG, f"{HEALTH}::TestWatchdog"),
     ),
 )

@@ -4,6 +4,8 @@
    let go of at its deadline, while the process still stands.
 2. When the process goes on, it finishes that one call, and what is called next is judged at once. It judges no other: by what
    the agent counts, and by the processor time that the system says it took.
+3. Nor is a call judged that was over when it came for its turn, because its message took long to be read, although the model
+   has nothing else to do.
 """
 
 import os
@@ -35,6 +37,7 @@ SIZE = 3 * 64 * 64
 # About 50 ms of a processor for an image: what is computed shows in the process's time.
 ROUNDS = 25_000
 AT_ONCE = 100
+MEASURED = 5
 # Seconds: so long that all of a hundred calls have come by then, and no longer.
 DEADLINES = (0.6, 1.2)
 EXPIRED = "The call's deadline passed"
@@ -53,9 +56,9 @@ class Standing:
         self._stub = agent.stub()
         self.judged = 0
         begin = cpu_ticks(self._worker)
-        for _ in range(5):
+        for _ in range(MEASURED):
             self._judges()
-        self._ticks = (cpu_ticks(self._worker) - begin) / 5
+        self._ticks = (cpu_ticks(self._worker) - begin) / MEASURED
 
     def expire(self, run: Run, calls: int) -> None:
         """Let calls expire while the process stands; fail unless they are let go of, and none is computed afterwards."""
@@ -123,6 +126,31 @@ def test_expired(promises, models):
         assert made.agent.stop() == 0
         made.check_judged()
         run.count(made.counted())
+
+
+# Once there are more calls than it took to measure, it takes long to read one, while other calls go on.
+SLOW_READING = f"""
+import itertools, time
+from edge_agent import wire
+parse, numbers = wire.parse, itertools.count(1)
+def slow(data):
+    time.sleep(0.6 if next(numbers) > {MEASURED} else 0)
+    return parse(data)
+wire.parse = slow
+"""
+
+
+def test_what_is_over_when_it_comes_for_its_turn_is_not_computed(models):
+    few = 8
+    with standing(models, **sabotaged(models.parent, SLOW_READING)) as made:
+        image = request(MODEL, 64, 64, bytes(SIZE))
+        futures = [made._stub.DetectAnomalies.future(image, timeout=0.3) for _ in range(few)]
+        for future in futures:
+            assert future.exception(PLENTY).code().value[0] == DEADLINE_EXCEEDED
+        made.check_let_go(few)
+        assert made.agent.stop() == 0
+        made.check_judged()
+        assert made.counted() == few
 
 
 # Nobody looks at the time, nor whether the caller is still there.

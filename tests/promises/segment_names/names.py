@@ -56,11 +56,18 @@ ATOMS = [
 ]
 
 
-def plain(name: bytes) -> bytes | None:
-    """Return the name of the file in /dev/shm that a handle's name means; None when it can be none."""
+def is_text(name: bytes) -> bool:
+    """Return whether it is UTF-8, as the API's strings are."""
     try:
         name.decode()
     except UnicodeDecodeError:
+        return False
+    return True
+
+
+def plain(name: bytes) -> bytes | None:
+    """Return the name of the file in /dev/shm that a handle's name means; None when it can be none."""
+    if not is_text(name):
         return None
     rest = name[1:] if name[:1] == b"/" else name
     if not 1 <= len(rest) <= 255 or b"/" in rest or b"\0" in rest or rest in {b".", b".."} or rest[:4] == b"sem.":

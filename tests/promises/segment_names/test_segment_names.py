@@ -9,7 +9,8 @@ r"""S3: whatever a segment is called, nothing is opened but a file of that name 
    slash, no NUL, neither `.` nor `..` nor `sem.*`; and text, since the API says string.
 4. The workers have opened the good names, each once a call, and nothing else; the other processes have opened nothing but
    the agent's own state. A file outside to which many names lead has never been read.
-5. A good name of a segment that is there is answered OK, any other name INVALID_ARGUMENT.
+5. A good name of a segment that is there is answered OK, any other name INVALID_ARGUMENT. A model without masks ignores the
+   mask's, whatever text it is.
 """
 
 import os
@@ -26,7 +27,7 @@ import grpc
 import pytest
 
 from edge_agent._proto import edge_agent_pb2 as pb2
-from promises.segment_names.names import ODD, Names, plain
+from promises.segment_names.names import ODD, Names, is_text, plain
 from support import packages
 from support.agent import Agent
 from support.calls import INVALID, OK, outcome, request
@@ -154,16 +155,14 @@ class Client:
         # What follows in the bytes is merged into what was there.
         code, details, _ = outcome(self._detect, message + field(outer, field(inner, field(1, name))))
         good = plain(name)
-        # A model without masks opens none.
-        opens = good is not None and (model == BOARD or place == IMAGE)
+        ignored = model == PART and place != IMAGE
+        opens = good is not None and not ignored
         if opens:
             self._to_open[bytes(SHM) + b"/" + good] += 1
-        expected = OK if good is not None and (good in self._there or not opens) else INVALID
+        expected = OK if (is_text(name) if ignored else good in self._there) else INVALID
         if code != expected or not (details or "").isprintable():
             self._wrong.append(f"{name!r} in {place} of {model} was answered {code}: {details!r}")
-        self.seen[
-            "no name" if good is None else "opened" if opens and code == OK else "looked for" if opens else "left"
-        ] += 1
+        self.seen["left" if ignored else "no name" if good is None else "opened" if code == OK else "looked for"] += 1
 
     def check_opened(self, opened: list[tuple[int, bytes]]) -> None:
         """Fail unless the workers opened what they had to, each as often, and the others nothing but the agent's state."""
