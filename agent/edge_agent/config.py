@@ -165,7 +165,8 @@ class Settings(BaseSettings):
     )
     target: Literal["advisory", "strict"] = Field(
         "advisory",
-        description="Whether a package compiled for another GPU or TensorRT is only said to be so, or refused.",
+        description="What becomes of a package compiled for another GPU or TensorRT: it runs and says so (`advisory`), or is "
+        "refused (`strict`).",
     )
     accelerator: Wanted = Field(
         "auto",
@@ -174,8 +175,8 @@ class Settings(BaseSettings):
     )
     fallback: Fallback = Field(
         "never",
-        description="Whether a model that cannot run on its accelerator is FAILED (`never`), or runs on the CPU and says so "
-        "(`allowed`).",
+        description="Whether a model that was made for a GPU, or set to one, and cannot run on it is FAILED (`never`), or runs "
+        "on the CPU and says so (`allowed`).",
     )
     gpu: GpuNumber = Field(0, description="GPU that models run on, by its number in nvidia-smi.")
     precision: Precision = Field(
@@ -212,7 +213,13 @@ class Settings(BaseSettings):
     autostart: Names = Field((), description="Models to start with the agent.")
     restore: bool = Field(True, description="Start again the models that were started when the agent ended.")
     allow_root: bool = Field(False, description="Allow the agent to run as uid 0.")
-    max_calls: Whole = Field(64, ge=1, le=4096, description="Detections in hand over all models; one more is refused.")
+    max_calls: Whole = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="Detections in hand over all models, one place being kept for each loaded model that has none; one more is "
+        "refused.",
+    )
     queue_limit: Whole = Field(
         16, ge=0, le=100_000, description="Detections of one model that may wait; one more is refused."
     )
@@ -225,11 +232,13 @@ class Settings(BaseSettings):
     load_timeout: Number = Field(300.0, gt=0, allow_inf_nan=False, description="Seconds a model may take to load.")
     restart: Literal["on-failure", "never"] = Field(
         "on-failure",
-        description="Whether a model's process that dies is replaced while the model stays RUNNING; `never`: it is FAILED.",
+        description="What happens when a model's process dies: another takes its place while the model stays RUNNING "
+        "(`on-failure`), or the model is FAILED (`never`).",
     )
     orphans: Literal["keep", "stop"] = Field(
         "keep",
-        description="What becomes of a RUNNING model that is in no source any more while its files are still there.",
+        description="What becomes of a RUNNING model that is in no source any more while its files are still there: it goes on "
+        "(`keep`), or is stopped (`stop`).",
     )
     drain_timeout: Number = Field(
         4.0, ge=0, le=3600, description="Seconds that accepted calls get to finish when a model or the agent stops."
@@ -253,7 +262,8 @@ class Settings(BaseSettings):
     )
     message_memory: Literal["return", "keep"] = Field(
         "return",
-        description="What becomes of the memory of inline images above 32 MB: `keep` makes them faster, for up to 400 MB more.",
+        description="What becomes of the memory of inline images above 32 MB: the system gets it back (`return`), or up to 400 "
+        "MB are kept for the next ones, which are faster then (`keep`).",
     )
     memory_reserve: Size = Field(
         ByteSize(128 << 20), description="Memory that must remain available after a model is loaded."
@@ -267,9 +277,11 @@ class Settings(BaseSettings):
         None, description="Leave out an inline mask above this many bytes (for clients with gRPC's 4 MiB limit)."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line written."
+        "info", description="Least severe log line written: `debug`, `info`, `warning` or `error`."
     )
-    log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on stdout.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of the log lines on stdout: `text` or `json`."
+    )
     log_file: Path | None = Field(
         None, description="File that log lines are also written to; at its size it is renamed to `<file>.1`."
     )

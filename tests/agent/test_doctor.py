@@ -745,7 +745,8 @@ class TestHardware:
         ("l4t", "mark", "words"),
         [
             ("36.4.3", "ok", "Orin NX, Jetson Linux 36.4.3 (JetPack 6)"),
-            ("35.4.1", "warn", "Jetson Linux 35.4.1 (JetPack 5), which is too old: JetPack 6 is the oldest"),
+            ("35.4.1", "warn", "Jetson Linux 35.4.1 (JetPack 5), which is too old: JetPack 6.1 is the oldest"),
+            ("36.3.0", "warn", "Jetson Linux 36.3.0 (JetPack 6), which is too old: JetPack 6.1 is the oldest"),
             ("", "ok", "Orin NX, a Jetson Linux of unknown version"),
         ],
     )

@@ -121,20 +121,26 @@ class TestJetson:
         assert (found.jetpack, found.too_old) == (6, False)
 
     @pytest.mark.parametrize(
-        ("major", "jetpack", "too_old"),
+        ("l4t", "jetpack", "too_old"),
         [
-            (32, 4, True),
-            (34, 5, True),
-            (35, 5, True),
-            (36, 6, False),
-            (38, 7, False),
-            (39, 7, False),
-            (99, None, False),
+            ("32.7.1", 4, True),
+            ("34.1", 5, True),
+            ("35.6.2", 5, True),
+            ("36.2", 6, True),
+            ("36.3.0", 6, True),
+            ("36.4", 6, False),
+            ("36.4.0", 6, False),
+            ("36.5.0", 6, False),
+            ("36.10.0", 6, False),
+            ("38.2.1", 7, False),
+            ("39.0", 7, False),
+            ("99.0", None, False),
         ],
     )
-    def test_releases(self, tmp_path, major, jetpack, too_old):
-        found = self.look(self.orin(tmp_path, RELEASE.replace("R36", f"R{major}")))
-        assert (found.jetpack, found.too_old) == (jetpack, too_old)
+    def test_releases(self, tmp_path, l4t, jetpack, too_old):
+        major, _, revision = l4t.partition(".")
+        found = self.look(self.orin(tmp_path, f"# R{major} (release), REVISION: {revision}, GCID: 1\n"))
+        assert (found.l4t, found.jetpack, found.too_old) == (l4t, jetpack, too_old)
 
     @pytest.mark.parametrize("release", ["", "garbage\n", "# R36\n", "\0"])
     def test_a_release_that_is_not_told(self, tmp_path, release):

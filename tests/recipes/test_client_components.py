@@ -79,9 +79,7 @@ def test_recipe(client):
     recipe = recipe_of(client)
     name, version = recipe["ComponentName"], recipe["ComponentVersion"]
     assert name == COMPONENTS[client]
-    assert recipe["ComponentDependencies"] == {
-        MODEL: {"VersionRequirement": ">=1.0.0 <2.0.0", "DependencyType": "HARD"}
-    }
+    assert recipe["ComponentDependencies"] == {MODEL: {"VersionRequirement": ">=1.0.0", "DependencyType": "HARD"}}
     defaults = recipe["ComponentConfiguration"]["DefaultConfiguration"]
     assert defaults["ModelComponent"] == MODEL
     assert all(isinstance(one, str) for one in defaults.values()), "values arrive as texts"

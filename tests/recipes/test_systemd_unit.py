@@ -19,6 +19,7 @@ from edge_agent import address, config
 from edge_agent.config import Settings
 from edge_agent.server import CUT_OFF_PATIENCE
 from support import packages, systemd_root
+from support.sabotage import HANGS, MODULE
 from support.systemd_root import Systemd
 from support.users import MYSELF, agent_user
 from support.waiting import until
@@ -31,6 +32,10 @@ DROP_INS = sorted((FOLDER / "drop-ins").iterdir())
 SOCKET = address.socket_path(address.DEFAULT)
 UNIT_NAME = UNIT.name
 PROGRAM = "/opt/edge-agent/venv/bin/edge-agent"
+# What may be chosen in the unit.
+BOUND = "MemoryMax=80%"
+# The agent whose number is in it answers no calls.
+HANGING = "/run/hangs"
 
 
 def lines(path: Path) -> list[tuple[str, str]]:
@@ -58,6 +63,11 @@ class TestWhatItSays:
 
     def test_a_model_that_takes_too_much_memory_and_clients_segments_are_spared(self):
         assert (SAYS["OOMPolicy"], SAYS["RemoveIPC"], SAYS["KillMode"]) == ("continue", "no", "mixed")
+
+    def test_a_bound_on_memory_is_there_to_be_chosen(self):
+        """None fits all devices and models, so it is a comment, once; and no other that slows all processes down."""
+        assert not {key for key in SAYS if key.startswith("Memory")} - {"MemoryDenyWriteExecute"}
+        assert len(re.findall(f"^#{BOUND}$", UNIT.read_text(), re.MULTILINE)) == 1
 
     def test_the_settings_are_ones(self):
         settings = config.load(FOLDER / "config.yaml")
@@ -104,6 +114,7 @@ def install(systemd: Systemd, folder: Path) -> None:
             archive.add(source, ".")
         systemd.run("mkdir", "-p", f"/opt/edge-agent/{target}")
         systemd.run("tar", "-x", "--no-same-owner", "-C", f"/opt/edge-agent/{target}", content=packed.getvalue())
+    systemd.write(f"/opt/edge-agent/code/{MODULE}", HANGS.format(flag=HANGING).encode())
     systemd.run("chmod", "-R", "a+rX", "/opt/edge-agent")
     program = f'#!/bin/sh\nPYTHONPATH=/opt/edge-agent/code exec {sys.executable} -m edge_agent "$@"\n'
     systemd.write(PROGRAM, program.encode(), "755")
@@ -148,9 +159,26 @@ class TestUnderSystemd:
         assert bounds == {"Seccomp": "2", "NoNewPrivs": "1", "CapBnd": "0" * 16}
         assert systemd.run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT_NAME}") == ""
 
-    def test_a_front_that_hangs_is_started_again_and_its_models_run(self, systemd):
+    def test_a_bound_on_memory_is_taken_as_it_stands_in_the_unit(self, systemd):
+        path = f"/etc/systemd/system/{UNIT_NAME}"
+        assert shown(systemd, "MemoryMax") == "infinity"
+        systemd.write(path, UNIT.read_text().replace(f"#{BOUND}", BOUND).encode())
+        systemd.run("systemctl", "daemon-reload")
+        assert systemd.run("systemd-analyze", "verify", path) == ""
+        total = 1024 * int(re.search(r"^MemTotal:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)[1])
+        assert 0 < int(shown(systemd, "MemoryMax")) <= total
+        systemd.write(path, UNIT.read_bytes())
+        systemd.run("systemctl", "daemon-reload")
+        assert shown(systemd, "MemoryMax") == "infinity"
+
+    @pytest.mark.parametrize("hang", ["all of it", "calls only"])
+    def test_a_front_that_hangs_is_started_again_and_its_models_run(self, systemd, hang):
+        """Where only calls hang, the thread that tells of life runs on, and tells nothing."""
         before = shown(systemd, "MainPID")
-        systemd.run("kill", "-STOP", before)
+        if hang == "calls only":
+            systemd.write(HANGING, before.encode())
+        else:
+            systemd.run("kill", "-STOP", before)
         began = time.monotonic()
         until(lambda: restarted(systemd, before), "it is started again", patience=2 * seconds("WatchdogSec"))
         # At the last sign of life the hang was half of the limit away, at most.

@@ -15,7 +15,7 @@ from edge_agent.probe.runtime import CPU, TRIED
 from edge_agent.ways import Ways
 
 SECTION = "device"
-REFLASH = "Flash the board with JetPack 6 or later; an older system cannot run today's runtimes."
+REFLASH = "Flash the board with JetPack 6.1 or later; an older system cannot run today's runtimes on its GPU."
 
 
 def data(device: Device) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _board(device: Device) -> list[Finding]:
                 SECTION,
                 "Jetson",
                 "warn",
-                f"{text}, which is too old: JetPack 6 is the oldest that is supported",
+                f"{text}, which is too old: JetPack 6.1 is the oldest that is supported",
                 REFLASH,
             )
         ]

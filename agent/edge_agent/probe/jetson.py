@@ -12,8 +12,8 @@ from pathlib import Path
 RELEASE = re.compile(r"# R(\d{1,4}) \(release\), REVISION: (\d{1,4}(?:\.\d{1,4})*)")
 # The major of L4T -> the major of JetPack.
 JETPACKS = {32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}
-# JetPack 6, the first whose Python has wheels of today's runtimes.
-OLDEST = 36
+# JetPack 6.1, whose TensorRT 10.3 is the oldest that is supported; 36.2 and 36.3 are JetPack 6.0.
+OLDEST = (36, 4)
 # Of the integrated GPU: nvgpu's, and those of the drivers that Jetson shares with other GPUs.
 GPU_FILES = ("nvgpu/igpu0", "nvhost-gpu", "nvidia0")
 # The chip's number (include/soc/tegra/fuse.h) -> the SoC as `compatible` names it.
@@ -44,7 +44,7 @@ class Jetson:
     @property
     def too_old(self) -> bool:
         """Whether its system is known to be older than what is supported."""
-        return bool(self.l4t) and int(self.l4t.partition(".")[0]) < OLDEST
+        return bool(self.l4t) and tuple(map(int, self.l4t.split("."))) < OLDEST
 
 
 def look(proc: Path, sys: Path, etc: Path, dev: Path) -> Jetson | None:
