@@ -14,7 +14,10 @@ JITTER = 0.25
 
 
 class RestartBudget:
-    """Five deaths within 60 s are too many; 100 good answers, or 60 s without a death, begin anew."""
+    """Five deaths within 60 s are too many; 100 good answers, or 60 s without a death, begin anew.
+
+    Time without a process does not count: who cannot be replaced has not lived without a death.
+    """
 
     def __init__(self, spread: Callable[[float, float], float] = random.uniform) -> None:
         """`spread` returns a number between two."""
@@ -34,8 +37,14 @@ class RestartBudget:
         if self._answers == GOOD_ANSWERS:
             self._begin_anew()
 
-    def died(self, now: float) -> float | None:
-        """Count a death at `now` (time.monotonic); return the seconds until the restart, None when it is one too many."""
+    def died(self, now: float, *, ran: bool = True) -> float | None:
+        """Count a death at `now` (time.monotonic); return the seconds until the restart, None when it is one too many.
+
+        `ran` is False where no process had come into the place of the one that died before.
+        """
+        if not ran and self._deaths:
+            lost = now - self._deaths[-1]
+            self._deaths = deque((death + lost for death in self._deaths), MOST_DEATHS)
         if self._deaths and now - self._deaths[-1] >= WINDOW:
             self._begin_anew()
         self._answers = 0

@@ -107,7 +107,7 @@ class Catalog:
 
     def _look_below(self, root: Path) -> list[Found]:
         found = []
-        for folder in packages.search(root, self._cannot_look):
+        for folder in packages.search(root, self._cannot_look, known=self._names):
             one = self._look_at(folder, root)
             if one is None:
                 continue

@@ -23,13 +23,14 @@ class PixelClass:
     hex_color: str
 
 
-def read_classes(pixel_classes: Keys, block: Block | None) -> tuple[PixelClass, ...]:
+def read_classes(pixel_classes: Keys, block: Block | None, notes: list[str]) -> tuple[PixelClass, ...]:
     """Return the classes of `pixel_level_classes`, with the colours that the package's block gives them.
 
-    Class 0 is the automatic background, white, whatever manifest and block say of it.
+    Class 0 is the automatic background, white, whatever manifest and block say of it. Two classes of one colour, which a
+    mask cannot tell apart and an answer can, are noted.
 
     Raises:
-        PackageRefused: there are none, or two of them could not be told apart.
+        PackageRefused: there are none, or an answer could not tell two of them apart.
 
     """
     names = _names(pixel_classes)
@@ -50,9 +51,8 @@ def read_classes(pixel_classes: Keys, block: Block | None) -> tuple[PixelClass, 
     rest = (PixelClass(name, own.get(index, colours[index])) for index, name in enumerate(names[1:], 1))
     classes = PixelClass(BACKGROUND, colours[0]), *rest
     if same := clash(classes):
-        raise PackageRefused(
-            f"The classes {same[0].name!r:.80} and {same[1].name!r:.80} have one colour, {same[0].hex_color}, in the mask; "
-            "give each its own hex-color."
+        notes.append(
+            f"The classes {same[0].name!r:.80} and {same[1].name!r:.80} have one colour, {same[0].hex_color}, in the mask."
         )
     return classes
 

@@ -139,11 +139,11 @@ def parse(content: Mapping[str, Any]) -> Manifest:
     stage_keys = Keys(mapping(stages[0], "stages[0]"), "stages[0]")
     stage = _stage(stage_keys, image_classes, pixel_classes, notes)
     if block is None or not block.compiled:
-        _check_input_is_told(stage_keys)
+        _note_what_input_lacks(stage_keys, notes)
     if block is None:
         notes.append("No `package` block: files are not checked against digests.")
     image_size = _image_size(Keys(content, "manifest.json"), stage)
-    classes = read_classes(pixel_classes, block) if stage.segmentation else ()
+    classes = read_classes(pixel_classes, block, notes) if stage.segmentation else ()
     if stage.segmentation or (block and not block.any_image_size):
         _check_image_size(image_size)
     if stage.segmentation:
@@ -196,13 +196,11 @@ def _stage(keys: Keys, image_classes: Keys, pixel_classes: Keys, notes: list[str
     )
 
 
-def _check_input_is_told(keys: Keys) -> None:
-    """Refuse a stage that does not say how pixels become the network's input: other numbers, other verdicts."""
-    for key in ("image_range_scale", "normalize"):
-        if not keys.has(key):
-            raise PackageRefused(
-                f"{keys.place} lacks {key}; how the network's input is made is never guessed: write true or false."
-            )
+def _note_what_input_lacks(keys: Keys, notes: list[str]) -> None:
+    """Note what a stage does not say of how pixels become the network's input, which is then not done to them."""
+    lacking = [key for key in ("image_range_scale", "normalize") if not keys.has(key)]
+    if lacking:
+        notes.append(f"The manifest has no {' and no '.join(lacking)}, which counts as false.")
 
 
 def _input_size(keys: Keys) -> tuple[int, int]:
@@ -239,10 +237,11 @@ def _normal_ids(keys: Keys, key: str, graph_level: Keys, notes: list[str], *, re
         notes.append(
             f"The stage's {key} {list(own)!r:.80} are used, although {graph_level.place} says {list(shared)!r:.80}."
         )
-    if own == () and shared:
+    # Of the mask's types none may be normal, which an empty list of one's own says; of the image's classes one must be.
+    if own == () and shared and required:
         notes.append(f"The stage's {key} is empty; the {list(shared)!r:.80} of {graph_level.place} are used.")
-    ids = own or shared or ()
-    # Of the mask's types none may be normal; of the image's classes one must be.
+        own = None
+    ids = (own if own is not None else shared) or ()
     if required and not ids:
         raise PackageRefused(f"{key} is empty; which class is normal is never guessed.")
     return ids

@@ -1,9 +1,10 @@
 """One deployed model: its package, its state, and its worker while it runs."""
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from edge_agent import lifecycle, packages, threads
@@ -21,7 +22,7 @@ from edge_agent.metrics import Metrics
 from edge_agent.packages import Found, Signature
 from edge_agent.plan import TUNABLE, Place, Planner
 from edge_agent.serving import Prepare, Serving
-from edge_agent.starter import Limits, Starter
+from edge_agent.starter import Limits, NotStarted, Starter
 from edge_agent.supervisor import Spawner, Worker, WorkerDied
 from edge_agent.threads import NoThread
 from edge_agent.ways import Ways
@@ -204,25 +205,37 @@ class Model:
 
     def _swap(self, serving: Serving, found: Found) -> None:
         reason = ""
-        place = Place()
         try:
-            place = self._planner.reserve_gpu(found)
-            self._ledger.admit(self._planner.beside(found), self._planner.memory_needed(found))
-            serving.swap(found)
-        except (PackageRefused, NotEnoughMemory) as refusal:
+            with self._admitted(found):
+                serving.swap(found)
+        except PackageRefused as refusal:
             reason = str(refusal)
+        except NotStarted as failure:  # the next look tries again
+            logger.warning("%s: version %s cannot take over yet: %s.", self.name, found.version, failure)
         except WorkerDied as death:
             reason = f"Its worker process ended while it was loading: {death}."
         except Exception:
             logger.exception("%s: unexpected failure while version %s was loaded", self.name, found.version)
             reason = "The agent failed to load it; its log has the cause."
-        place.settle()
-        self._ledger.settle(self._planner.beside(found))
         with self._lock:
             self._swapping = False
             if reason and self._serving is serving:  # else it was stopped meanwhile
                 self._not_swapped = found.signature, reason
                 logger.warning("%s: version %s cannot take over: %s", self.name, found.version, reason)
+
+    @contextlib.contextmanager
+    def _admitted(self, found: Found) -> Iterator[None]:
+        """Keep memory for another package while it is loaded; raise PackageRefused where there is none."""
+        place, name = Place(), self._planner.beside(found)
+        try:
+            place = self._planner.reserve_gpu(found)
+            self._ledger.admit(name, self._planner.memory_needed(found))
+            yield
+        except NotEnoughMemory as refusal:
+            raise PackageRefused(str(refusal)) from None
+        finally:
+            place.settle()
+            self._ledger.settle(name)
 
     def _took_over(self, serving: Serving, found: Found) -> None:
         """Take note that another package judges the calls by now."""
@@ -404,9 +417,17 @@ class Model:
                 worker = self._start_worker(starter)
             finally:
                 place.settle()
-            self._serve(starter, worker)
+            try:
+                self._serve(starter, worker)
+            except BaseException as error:
+                worker.kill(str(error))
+                worker.wait()
+                worker.release()
+                raise
         except PackageRefused as refusal:
             self._not_loaded(str(refusal))
+        except NoThread as refusal:
+            self._not_loaded(f"The model was not loaded: {refusal}. Then {AGAIN}.")
         except WorkerDied as death:
             self._not_loaded(f"The worker process ended while the model was loading: {death}.")
         except Exception:
@@ -414,10 +435,10 @@ class Model:
             self._not_loaded("The agent failed to start the worker; its log has the cause.")
 
     def _serve(self, starter: Starter, worker: Worker) -> None:
-        """Serve with a worker that has loaded the package; raise WorkerDied where nobody can look after it."""
+        """Serve with a worker that has loaded the package; raise NoThread where nobody can look after it."""
         self._ledger.settle(self.name)
         queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._planner.chosen.slots)
-        does = self._failed, self._took_over, self._on_disk, self._settling_pause
+        does = self._failed, self._took_over, self._on_disk, self._settling_pause, self._admitted
         serving = Serving(self.name, starter, (self._found, worker), queue, self._budget(), self._metrics, *does)
         with self._lock:  # so that its death is heard of only when it serves
             serving.watch()

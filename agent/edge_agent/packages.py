@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import itemgetter
@@ -93,26 +93,28 @@ class Found:
         return tuple(entry for entry in self.signature if not entry[0].startswith("/") or entry[0] == str(self.folder))
 
 
-def search(folder: Path, on_error: Callable[[OSError], None], levels: int = DEEPEST) -> Iterator[Path]:
+def search(
+    folder: Path, on_error: Callable[[OSError], None], levels: int = DEEPEST, known: Container[Path] = ()
+) -> Iterator[Path]:
     """Yield `folder` or those below it that hold a manifest.json with a model graph (or a broken one).
 
     At most `levels` deep, not inside a package, links not followed; in alphabetical order. `on_error` is told of each
-    folder that cannot be listed.
+    folder that cannot be listed. Those that are `known` to be packages are ones whatever is broken in them.
     """
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
-        if any(entry.name == manifest.FILE and _claims_to_be_a_package(folder) for entry in listed):
+        if any(entry.name == manifest.FILE and _claims_to_be_a_package(folder, known) for entry in listed):
             yield folder
         elif levels:
             for entry in listed:
                 if entry.is_dir(follow_symlinks=False):
-                    yield from search(folder / entry.name, on_error, levels - 1)
+                    yield from search(folder / entry.name, on_error, levels - 1, known)
     except OSError as error:
         on_error(error)
 
 
-def _claims_to_be_a_package(folder: Path) -> bool:
+def _claims_to_be_a_package(folder: Path, known: Container[Path]) -> bool:
     try:
         data = read_file(folder, manifest.FILE, most=manifest.LONGEST + 1, head=True)
     except PackageRefused:  # what cannot be read may be one, whose model must not vanish
@@ -120,7 +122,7 @@ def _claims_to_be_a_package(folder: Path) -> bool:
     try:
         return manifest.parse_json(data) is not None
     except PackageRefused:
-        return manifest.is_of_a_package(data)
+        return folder in known or manifest.is_of_a_package(data)
 
 
 def look(folder: Path, root: Path, rules: Rules, called: tuple[str, str] | None = None) -> Found:

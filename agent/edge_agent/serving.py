@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -47,12 +47,14 @@ class Serving:
         took_over: Callable[["Serving", Found], None],
         look: Callable[[Found], Found] = lambda found: found,
         pause: Callable[[], float] = lambda: 1.0,
+        admit: Callable[[Found], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         """Serve with a worker that has loaded a package.
 
         `budget` says how often a dead worker is replaced, None never; `failed` is told when that is over, with what
         operators are told, and `took_over` of each other package that is judged by from then on, in their order. `look`
         returns a package as it is on disk this instant, `pause` the seconds between two looks at one that has changed.
+        `admit` keeps memory for another package while it is loaded, and raises PackageRefused where there is none.
         """
         self._name = name
         self._starter = starter
@@ -63,6 +65,7 @@ class Serving:
         self._took_over = took_over
         self._look = look
         self._pause = pause
+        self._admit = admit
         self._lock = threading.Lock()
         # Held while a worker is put in the place of another.
         self._changing = threading.Lock()
@@ -139,12 +142,9 @@ class Serving:
                 self._metrics.queued(self._name, self._longest)
 
     def watch(self) -> None:
-        """Begin to look after the worker; raise NotStarted, when it has been ended, where nobody can."""
+        """Begin to look after the worker; raise NoThread where nobody can."""
         if worker := self._worker:
-            try:
-                self._look_after(worker)
-            except NoThread as refusal:
-                raise _unattended(worker, refusal) from None
+            self._look_after(worker)
 
     def announce(self, found: Found | None) -> None:
         """Note the package that is to follow this one; it is loaded if the worker dies and this one's files are gone."""
@@ -213,21 +213,23 @@ class Serving:
             NotStarted: nobody can look after it, so it was ended; the one that was there goes on.
 
         """
-        with self._lock:
-            late = self._ended.is_set()
-            if not late:
-                try:
+        try:
+            with self._lock:
+                late = self._ended.is_set()
+                if not late:
                     self._look_after(worker)  # first: one that nobody looks after must not be called
-                except NoThread as refusal:
-                    if self._worker:
-                        self._queue.resume()
-                    raise _unattended(worker, refusal) from None
-                old, before = self._worker, self._found
-                self._worker, self._found = worker, found
-                self.note = ""
-                if restart:
-                    self._metrics.restarted(self._name)
-                self._queue.resume()
+                    old, before = self._worker, self._found
+                    self._worker, self._found = worker, found
+                    self.note = ""
+                    if restart:
+                        self._metrics.restarted(self._name)
+                    self._queue.resume()
+        except NoThread as refusal:
+            with self._lock:
+                if self._worker:
+                    self._queue.resume()
+            _end(worker, str(refusal))
+            raise NotStarted(str(refusal)) from None
         if late:
             _end(worker, "the model was stopped")
             return None
@@ -258,10 +260,15 @@ class Serving:
 
     def _work(self, act: Callable[[], object]) -> None:
         """Do something, and then what no thread could be started for."""
-        act()
-        while self._left:
-            with suppress(IndexError):  # another thread was faster
-                self._left.popleft()()
+        while True:
+            try:
+                act()
+            except Exception:  # what is left must be done all the same
+                logger.exception("%s: unexpected failure in the background", self._name)
+            try:
+                act = self._left.popleft()
+            except IndexError:
+                return
 
     def _answered(self) -> None:
         with self._lock:
@@ -277,17 +284,17 @@ class Serving:
                     return
                 self._queue.pause()
                 self._worker = None
-                delay = self._count(text := _ended(cause), "died")
+                delay = self._count(text := _ended(cause), "died", ran=True)
             self._in_background("release", self._release, worker)
             self._follow(delay, text, text)
 
-    def _count(self, text: str, event: str) -> float | None:
+    def _count(self, text: str, event: str, *, ran: bool) -> float | None:
         """Count a death, or what comes to the same; return the seconds until the restart, None when there is none.
 
-        The lock must be held.
+        `ran` says whether there was a worker in its place. The lock must be held.
         """
         self._metrics.happened(event, self._name, text)
-        delay = self._budget.died(time.monotonic()) if self._budget else None
+        delay = self._budget.died(time.monotonic(), ran=ran) if self._budget else None
         if delay is not None:
             self.note = f"{text} Another one is being started; calls wait for it."
         return delay
@@ -327,7 +334,9 @@ class Serving:
     def _again(self, text: str, event: str, told: str = "") -> None:
         """See to another worker after one that could not be started, or died while it was; `told` is for callers."""
         with self._lock:
-            delay = self._count(text, event)
+            if self._ended.is_set():  # it was ended unfinished
+                return
+            delay = self._count(text, event, ran=False)
         self._follow(delay, text, told or text)
 
     def _on_disk(self, found: Found) -> Found:
@@ -361,13 +370,19 @@ class Serving:
     def _start(self, found: Found) -> tuple[Found, Worker]:
         """Start a worker for a package, or for the one that is to follow where this one is refused."""
         try:
-            return found, self._starter.start(found)
+            return found, self._started(found)
         except PackageRefused:
             following = self._following()
             if following is None or following is found:
                 raise
             logger.info("%s: version %s is started instead", self._name, following.version)
-            return following, self._starter.start(following)
+            return following, self._started(following)
+
+    def _started(self, found: Found) -> Worker:
+        if found is self._found or found.package is None:
+            return self._starter.start(found)
+        with self._admit(found):
+            return self._starter.start(found)
 
     def _fail(self, told: str, detail: str) -> None:
         if self._ended.is_set():
@@ -388,12 +403,6 @@ def _end(worker: Worker, cause: str) -> None:
     worker.kill(cause)
     worker.wait()
     worker.release()
-
-
-def _unattended(worker: Worker, refusal: NoThread) -> NotStarted:
-    """End a worker that nobody can look after; return what is to be raised."""
-    _end(worker, str(refusal))
-    return NotStarted(str(refusal))
 
 
 def _ended(cause: str) -> str:

@@ -36,13 +36,18 @@ class Pool(futures.ThreadPoolExecutor):
 
     def __init__(self, most: int, name: str) -> None:
         """Have at most so many threads, whose names begin with `name`."""
+        # Threads that were refused: in Python 3.11, for one, each leaves a sign of an idle thread that there is not.
+        self._refused = 0
         super().__init__(most, thread_name_prefix=name)
         self.submit(int).result()
 
     def _adjust_thread_count(self) -> None:
+        while self._refused and self._idle_semaphore.acquire(blocking=False):
+            self._refused -= 1
         try:
             super()._adjust_thread_count()
         except (RuntimeError, MemoryError):
             if not self._threads:
                 raise
+            self._refused += 1
             logger.warning("Calls wait for each other: %s.", NONE_LEFT, extra=LIMITED)

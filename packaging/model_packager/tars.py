@@ -28,12 +28,11 @@ OTHERS = {
     b"3": "a character device",
     b"4": "a block device",
     b"6": "a FIFO",
-    b"K": "a link",
     b"S": "a sparse file",
 }
-# Whatever size these say, no content follows them.
-WITHOUT_CONTENT = {b"1", b"2", b"3", b"4", b"6", b"K"}
-SPARSE = b"S"
+SPARSE, LINKS = b"S", {b"1", b"2"}
+# What has no content, though some tools pass over as much as its size says.
+WITHOUT_CONTENT = {*LINKS, b"3", b"4", b"6"}
 # Headers that say more of the entry after them, or of all that follow.
 GNU_NAME, GNU_LINK, PAX, PAX_GLOBAL = b"L", b"K", b"x", b"g"
 GNU_KEYS = {GNU_NAME: b"path", GNU_LINK: b"link"}
@@ -102,11 +101,13 @@ def entries(file: BinaryIO, size: int, limits: Limits, wanted: Wanted) -> Iterat
         count += 1
         if count > limits.entries:
             raise Hostile(f"comes after {limits.entries} files and folders, the most to be unpacked", header.name)
+        is_folder = header.kind == FOLDER or (header.kind == OLD_FILE and header.name.endswith(b"/"))
         if not wanted(header.name):
-            for _ in stream.content(0 if header.kind in WITHOUT_CONTENT else header.size):
+            if header.size and (is_folder or header.kind in WITHOUT_CONTENT):
+                raise Hostile("has a size although it is no file, which tools read differently", header.name)
+            for _ in stream.content(header.size):
                 pass
             continue
-        is_folder = header.kind == FOLDER or (header.kind == OLD_FILE and header.name.endswith(b"/"))
         if not is_folder and header.kind not in FILES:
             kind = OTHERS.get(header.kind, "of an unknown kind")
             raise Hostile(f"is {kind}; only files and folders can be unpacked", header.name)
@@ -219,7 +220,9 @@ def _next_header(stream: _Stream) -> _Header | None:
 
 def _extended(header: _Header, said: dict[bytes, bytes]) -> _Header:
     name, size = said.get(b"path", header.name), said.get(b"size")
-    kind = SPARSE if b"sparse" in said else GNU_LINK if b"link" in said else header.kind
+    if b"link" in said and header.kind not in LINKS:
+        raise Hostile("has a link's target and is no link, which tools read differently", name)
+    kind = SPARSE if b"sparse" in said else header.kind
     header = header._replace(name=name, kind=kind)
     if size is None:
         return header

@@ -104,3 +104,25 @@ def test_answers_beyond_the_hundredth_count_towards_nothing():
     for _ in range(3 * GOOD_ANSWERS):
         used.answered()
     assert [used.died(one) for one in (0.0, 1.0)] == pytest.approx([FIRST_DELAY, 2 * FIRST_DELAY])
+
+
+@pytest.mark.parametrize("apart", [1.0, 16.0, WINDOW, 400.0])
+def test_time_without_a_process_is_no_time_without_a_death(apart):
+    """As where each try to replace one takes so long, and is refused."""
+    spent = budget()
+    assert spent.died(0.0) == pytest.approx(0.1)
+    told = [spent.died(number * apart, ran=False) for number in range(1, MOST_DEATHS)]
+    assert told == [*map(pytest.approx, [0.2, 0.4, 0.8]), None]
+
+
+def test_what_came_before_it_stays_as_far_away():
+    spent = budget()
+    for number in range(MOST_DEATHS - 2):
+        spent.died(number * APART)
+    assert spent.died(1000.0, ran=False) is not None
+    assert spent.died(1000.0 + 2 * APART) is not None, "the first of them is a minute ago, but for the time without"
+    spent = budget()
+    for number in range(MOST_DEATHS - 2):
+        spent.died(number * APART)
+    assert spent.died(1000.0, ran=False) is not None
+    assert spent.died(1000.0 + 2 * APART - 1) is None

@@ -32,10 +32,10 @@ def midway(monkeypatch) -> Callable[[Callable[[], object]], None]:
     """Let something happen in the middle of the next look: the part's folder was listed, and nothing in it looked at yet."""
     search, waiting = packages.search, []
 
-    def interrupted(folder: Path, *args) -> Iterator[Path]:
+    def interrupted(folder: Path, *args, **kwargs) -> Iterator[Path]:
         while waiting and folder.parent.name == PART:
             waiting.pop()()
-        yield from search(folder, *args)
+        yield from search(folder, *args, **kwargs)
 
     monkeypatch.setattr(packages, "search", interrupted)  # which calls itself for each folder, by this name
     return waiting.append
@@ -79,6 +79,28 @@ def test_a_version_that_is_taken_back(models):
     assert looks(catalog, 3) == ["45", "43", "43"]
     shutil.rmtree(models / PART)
     assert looks(catalog, 3) == ["43", "", ""]
+
+
+# What a power failure leaves of a manifest whose keys are sorted, and another program's.
+REMAINS = b'{"compilable_models": [], "dataset": {"image_height": 64, "ima'
+
+
+def test_a_package_that_is_known_and_broken_is_refused_and_does_not_vanish(models):
+    folder = put(models, 43)
+    catalog = Catalog([models], Rules())
+    assert looks(catalog) == ["43"]
+    (folder / "manifest.json").write_bytes(REMAINS)
+    assert looks(catalog, 3) == ["43", "43", "43"]
+    (found,) = catalog.look()[PART]
+    assert found.package is None
+    assert "manifest.json" in found.refusal
+
+
+def test_what_never_was_one_is_none(models):
+    folder = models / PART / "1.0.0" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_bytes(REMAINS)
+    assert looks(Catalog([models], Rules()), 3) == ["", "", ""]
 
 
 class TestLooksThatSeeHalfOfAnUpdate:

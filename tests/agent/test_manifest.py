@@ -43,22 +43,22 @@ def test_graph_level_ids_apply_to_the_stage():
     assert (stage.class_normal_ids, stage.seg_normal_ids) == ((0,), (0,))
 
 
-@pytest.mark.parametrize("own", [None, []], ids=["none", "an empty list"])
-def test_a_stage_without_ids_has_those_of_the_graph(own):
-    content = both(class_normal_ids=own, seg_normal_ids=own, classification_logic="cls_and_seg")
+@pytest.mark.parametrize(("own", "told"), [(None, 0), ([], 1)], ids=["none", "an empty list"])
+def test_a_stage_without_ids_of_normal_images_has_those_of_the_graph(own, told):
+    content = both(class_normal_ids=own)
     content["model_graph"]["image_level_classes"]["normal_ids"] = [1]
-    content["model_graph"]["pixel_level_classes"]["normal_ids"] = [0]
     parsed = manifest.parse(content)
-    assert (parsed.stage.class_normal_ids, parsed.stage.seg_normal_ids) == ((1,), (0,))
-    told = [note for note in parsed.notes if "is empty" in note]
-    assert told == (
-        []
-        if own is None
-        else [
-            "The stage's class_normal_ids is empty; the [1] of image_level_classes are used.",
-            "The stage's seg_normal_ids is empty; the [0] of pixel_level_classes are used.",
-        ]
-    )
+    assert parsed.stage.class_normal_ids == (1,)
+    said = "The stage's class_normal_ids is empty; the [1] of image_level_classes are used."
+    assert parsed.notes.count(said) == told
+
+
+@pytest.mark.parametrize(("own", "ids"), [(None, (0,)), ([], ())], ids=["none", "an empty list"])
+def test_an_empty_list_says_that_no_type_of_the_mask_is_normal(own, ids):
+    """Then `classification_logic` overrules no verdict."""
+    content = both(seg_normal_ids=own, classification_logic="cls_and_seg")
+    content["model_graph"]["pixel_level_classes"]["normal_ids"] = [0]
+    assert manifest.parse(content).stage.seg_normal_ids == ids
 
 
 def test_no_type_of_the_mask_need_be_normal():
@@ -147,11 +147,6 @@ REFUSED = {
     "ids texts": (edit(*STAGE, "class_normal_ids", value=["normal"]), "list of class indices"),
     "polar": (edit(*STAGE, "transform_preprocessing", value={"polar": {}}), "transform_preprocessing"),
     "calibrated, no shift": (edit(*STAGE, "calibrated", value=True), "calibrator_scaling"),
-    "no range": (edit(*STAGE, "image_range_scale", value=None), "stages[0] lacks image_range_scale; how the network's"),
-    "no normalisation": (
-        edit(*STAGE, "normalize", value=None),
-        "stages[0] lacks normalize; how the network's input is",
-    ),
     "interpolation 7": (edit(*STAGE, "interpolation", value=7), "interpolation is 7"),
     "interpolation true": (edit(*STAGE, "interpolation", value=True), "interpolation is True"),
     "contradicting size": (edit(*STAGE, "image_width", value=65), "contradicts"),
@@ -242,17 +237,17 @@ def test_empty_lists_of_the_images_classes_are_refused():
         manifest.parse(content)
 
 
-@pytest.mark.parametrize("key", ["image_range_scale", "normalize"])
+@pytest.mark.parametrize("keys", [("image_range_scale",), ("normalize",), ("image_range_scale", "normalize")])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_how_the_input_is_made_must_be_said_unless_the_graph_does_it(key, compiled):
-    content = packages.manifest(**{key: None})
+def test_what_is_not_said_of_the_input_is_not_done_and_noted_unless_the_graph_does_it(keys, compiled):
+    content = packages.manifest(**dict.fromkeys(keys))
     content["package"] = {"format": 1, "component": {"name": "b", "version": "1.0.0"}, "files": {}}
     if compiled:
         content["package"]["graph"] = block.COMPILED
-        assert manifest.parse(content).block.compiled
-    else:
-        with pytest.raises(PackageRefused, match=rf"stages\[0\] lacks {key}; .* write true or false"):
-            manifest.parse(content)
+    parsed = manifest.parse(content)
+    assert not any(getattr(parsed.stage, key) for key in keys)
+    said = f"The manifest has no {' and no '.join(keys)}, which counts as false."
+    assert (said in parsed.notes) is not compiled
 
 
 def test_ids_that_are_nowhere_are_never_guessed():

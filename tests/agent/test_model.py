@@ -4,6 +4,7 @@ And what becomes of it where no thread can be started.
 """
 
 from collections.abc import Callable
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -15,7 +16,9 @@ from edge_agent.metrics import Metrics
 from edge_agent.model import Model
 from edge_agent.packages import Found, Rules
 from edge_agent.plan import Place
-from edge_agent.supervisor import WorkerDied
+from edge_agent.starter import NotStarted
+from edge_agent.supervisor import Worker
+from edge_agent.threads import NoThread
 from support import packages
 from support.waiting import until
 
@@ -244,21 +247,37 @@ class TestNoThread:
     def test_a_worker_that_nobody_looks_after_is_no_running_model(self, folder, monkeypatch):
         asked = model(version(folder, 0.1), State.STARTING)
         asked._ledger = MemoryLedger(0, lambda: 1 << 40)
-        ended: list[str] = []
+        worker = create_autospec(Worker, instance=True)
 
         class Unattended:
             def __init__(self, *_: object) -> None:
                 pass
 
             def watch(self) -> None:
-                ended.append("it was ended")
-                raise WorkerDied("no further thread can be started")
+                raise NoThread("no further thread can be started")
 
         monkeypatch.setattr("edge_agent.model.Serving", Unattended)
-        monkeypatch.setattr(asked, "_start_worker", lambda _: None)
+        monkeypatch.setattr(asked, "_start_worker", lambda _: worker)
         asked._load(None, True, Place())
-        assert ended == ["it was ended"]
+        assert [name for name, *_ in worker.method_calls] == ["kill", "wait", "release"]
         assert asked.describe() == (
             State.FAILED,
-            "The worker process ended while the model was loading: no further thread can be started.",
+            "The model was not loaded: no further thread can be started. Then start the model again.",
         )
+
+    def test_a_swap_whose_worker_finds_no_thread_is_tried_again(self, swapping, monkeypatch, caplog):
+        model, serving, new, _ = swapping
+        swap, refusals = serving.swap, [NotStarted("no further thread can be started")]
+
+        def refused(found: Found) -> None:
+            if refusals:
+                raise refusals.pop()
+            swap(found)
+
+        monkeypatch.setattr(serving, "swap", refused)
+        model.deploy(new, ())
+        until(lambda: "cannot take over yet: no further thread can be started" in caplog.text, "it was refused")
+        until(lambda: not model._swapping, "it is over")
+        assert (model.found, changed(model)) == (serving.found, True)
+        model.deploy(new, ())
+        until(lambda: model.found is new, "it takes over")

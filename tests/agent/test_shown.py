@@ -162,6 +162,8 @@ def test_shortened():
 
 
 def test_wrapped():
-    assert wrapped(["ab cd", ""], Room(4)) == ["ab", "  cd"]
-    assert wrapped(["a b c d e f g"], Room(5, 9)) == ["a b c", "  ..."]
+    assert wrapped(["abcdefg cd", ""], Room(10)) == ["abcdefg cd"]
+    assert wrapped(["abcdefgh cd", ""], Room(10)) == ["abcdefgh", "  cd"]
+    assert wrapped(["a b c d e f g h i j k l m"], Room(10, 9)) == ["a b c d e", "  f g ..."]
+    assert wrapped(["ab cd ef gh"], Room(1, 9)) == ["ab cd ef", "  gh"]  # narrower than any text can be
     assert wrapped(["x" * 500], Room()) == ["x" * 500]

@@ -62,6 +62,20 @@ class TestPool:
         assert [one.result(30) for one in later] == list(range(5))
         held.result(30)
 
+    def test_it_has_its_threads_again_when_they_can_be_started(self, pool, monkeypatch):
+        """However many were refused before: none of those was there, and none is idle."""
+        with monkeypatch.context() as patch:
+
+            def refuse(_: object) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr("threading.Thread.start", refuse)
+            for done in [pool.submit(int, number) for number in range(50)]:
+                done.result(30)
+        together = threading.Barrier(3)
+        for done in [pool.submit(together.wait, 30) for _ in range(3)]:
+            done.result(30)
+
     def test_without_a_single_thread_there_is_no_pool(self, monkeypatch):
         def refuse(_: object) -> None:
             raise RuntimeError("can't start new thread")

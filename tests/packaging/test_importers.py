@@ -344,13 +344,11 @@ def test_a_manifest_of_the_callers_that_is_none(tmp_path):
         load(source, tmp_path, manifest=tmp_path / "gone.json")
 
 
-def test_empty_lists_of_the_stage_are_those_of_the_graph(tmp_path, made):
-    content = networks.content(class_normal_ids=[], seg_normal_ids=[])
+def test_an_empty_list_of_the_stage_is_that_of_the_graph(tmp_path, made):
+    content = networks.content(class_normal_ids=[])
     content["model_graph"]["image_level_classes"]["normal_ids"] = [1]
-    content["model_graph"]["pixel_level_classes"]["normal_ids"] = [0]
     found = load(made({"manifest.json": json.dumps(content).encode(), "mochi.pt": TORCHSCRIPT}), tmp_path)
-    stage = parse(found.manifest).stage
-    assert (stage.class_normal_ids, stage.seg_normal_ids) == ((1,), (0,))
+    assert parse(found.manifest).stage.class_normal_ids == (1,)
 
 
 def graph(**changes: Any) -> dict[str, Any]:
@@ -379,11 +377,6 @@ def stage(drop: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
             "neither class_normal_ids nor .* never guessed: write it .* --manifest FILE",
         ),
         (stage(class_normal_ids=[]), "neither class_normal_ids nor .* never guessed"),
-        (
-            stage(drop=("image_range_scale",)),
-            r"stages\[0\] lacks image_range_scale; .*never guessed: write true or false",
-        ),
-        (stage(drop=("normalize",)), r"stages\[0\] lacks normalize; how the network's input is made is never guessed"),
         (
             stage(drop=("seg_normal_ids",)),
             "no seg_normal_ids, .*; which class is normal is never guessed. Bring a single-",

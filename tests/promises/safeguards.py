@@ -143,7 +143,7 @@ MUTATIONS = (
     ),
     Mutation(
         "wall-clock-for-deaths",
-        (("serving.py", "self._budget.died(time.monotonic())", "self._budget.died(time.time())"),),
+        (("serving.py", "self._budget.died(time.monotonic(), ran=ran)", "self._budget.died(time.time(), ran=ran)"),),
         (C4,),
     ),
     Mutation(
@@ -837,6 +837,11 @@ MUTATIONS = (
         "what-large-messages-leave-stays",
         (("server.py", "            trimmer.start()\n", "            pass\n"),),
         (Q3,),
+    ),
+    Mutation(
+        "who-cannot-be-replaced-lives",
+        (("budget.py", "        if not ran and self._deaths:\n", "        if False:\n"),),
+        (BUDGET,),
     ),
     Mutation(
         "what-many-messages-leave-stays",

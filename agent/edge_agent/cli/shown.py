@@ -30,6 +30,8 @@ NONE = "-"
 SHORTEST_NAME = 16
 # Of a screen's lines, at most every third tells what is wrong, and at least so many do.
 FEWEST = 3
+# Columns that a text is wrapped to at least.
+NARROWEST = 10
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def wrapped(lines: Iterable[str], room: Room, most: int = 2) -> list[str]:
         for line in lines
         for part in textwrap.wrap(
             line,
-            room.columns,
+            max(room.columns, NARROWEST),
             subsequent_indent="  ",
             max_lines=most if room.lines else None,
             placeholder=" ...",
