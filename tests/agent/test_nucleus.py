@@ -1,10 +1,7 @@
 """The connection to a Greengrass nucleus: following its configuration by the real SDK, and what that costs where it fails."""
 
 import logging
-import os
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -14,6 +11,7 @@ import pytest
 from edge_agent import nucleus as ours
 from edge_agent.nucleus import Follower, Nucleus
 from support import nucleus as nuclei
+from support import scripts
 from support.nucleus import GET_CONFIGURATION, SOCKET_VARIABLE, SUBSCRIBE, UPDATES, Configuration
 from support.waiting import until
 
@@ -335,14 +333,7 @@ def child(script: str, **env: str) -> subprocess.CompletedProcess:
         "logging.basicConfig(level='INFO', format='%(message)s')\n"
         "follower = Follower(Nucleus.of_environment(), print)\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", begin + textwrap.dedent(script)],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return scripts.run(begin, script, **env)
 
 
 def test_without_the_sdk_one_line_says_what_follows_and_what_to_install(nucleus):

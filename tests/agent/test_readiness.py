@@ -4,8 +4,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from edge_agent import readiness
 from support import nucleus as nuclei
+from support import scripts
 from support.nucleus import SOCKET_VARIABLE, UPDATE_STATE, Nucleus
 from support.waiting import until
 
@@ -265,14 +264,7 @@ class TestNucleus:
 def child(script: str, **env: str) -> subprocess.CompletedProcess:
     """Run a script that begins with `readiness` imported and log lines on stderr."""
     begin = "import logging, sys, threading, time\nfrom edge_agent import readiness\nlogging.basicConfig(level='INFO', format='%(message)s')\n"
-    return subprocess.run(
-        [sys.executable, "-c", begin + textwrap.dedent(script)],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return scripts.run(begin, script, **env)
 
 
 def test_without_the_sdk_one_warning_says_what_follows_and_what_to_install(nucleus):
