@@ -30,6 +30,8 @@ from support.promises import FULL, RESULTS, Promise, merge  # noqa: E402
 
 PLACE = ROOT / ".soak"
 PROGRESS, LOCK, LOG, SAMPLES = (PLACE / name for name in ("progress.json", "lock", "log", "samples.jsonl"))
+# What the last one found, be it that it broke its promise.
+LAST = PLACE / "last.json"
 RESULT = ROOT / "benchmarks" / "results" / "soak.json"
 PICTURE = RESULT.with_suffix(".svg")
 CALLS = 1_000_000
@@ -172,7 +174,7 @@ def follow(calls: int, seed: int | None = None) -> dict[str, Any]:
     progress = _read()
     assert progress
     assert progress["ended"], f"the soak was ended from outside; see {LOG}"
-    PROGRESS.unlink()
+    PROGRESS.replace(LAST)
     return progress
 
 

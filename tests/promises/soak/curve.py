@@ -17,7 +17,7 @@ MOST_GROWTH = 0.01
 # Points of the curve that is kept.
 BLOCKS = 100
 # Times that the clients rest, and for how long: until the agent has given back all that they left.
-RESTS, REST = 25, IDLE + 2
+RESTS, REST = 12, IDLE + 2
 # How often samples are drawn anew, and how many neighbours at a time: at most, and of all.
 RESAMPLED, TOGETHER, PARTS = 200, 10, 8
 

@@ -11,6 +11,7 @@
 The full count is made in the background (background.py), where it goes on when who waits for it is interrupted.
 """
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_growth_of_a_hundredth_is_noticed(rest, busy, told):
 @pytest.fixture
 def place(monkeypatch, tmp_path):
     """A place of its own for the soak in the background, and for its results."""
-    for name in ("PROGRESS", "LOCK", "LOG", "SAMPLES", "RESULT", "PICTURE", "RESULTS"):
+    for name in ("PROGRESS", "LOCK", "LOG", "SAMPLES", "LAST", "RESULT", "PICTURE", "RESULTS"):
         monkeypatch.setattr(background, name, tmp_path / getattr(background, name).name)
     monkeypatch.setattr(background, "PLACE", tmp_path)
     return tmp_path
@@ -164,6 +165,7 @@ def test_a_soak_that_ended_unseen_is_reported(begun, seed):
     assert background.follow(10_000, seed)["figures"]["begun"] == 0
     assert begun == []
     assert background._read() is None
+    assert json.loads(background.LAST.read_text())["figures"]["begun"] == 0
 
 
 @pytest.mark.parametrize(
