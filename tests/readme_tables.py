@@ -71,12 +71,12 @@ def soak() -> str:
     found = json.loads(background.RESULT.read_text())
     warm, end = found["held_when_warm"], found["held_at_the_end"]
     rest = [one["memory"] / 1e6 for one in found["at_rest"] if one["calls"] >= found["calls"] * WARM_UP]
-    first, last = statistics.median(rest[:10]), statistics.median(rest[-10:])
+    first, last = statistics.median(rest[:3]), statistics.median(rest[-3:])
     grown, busy = _grown(found["growth_at_rest"]), _grown(found["growth_under_way"])
     rows = [
         f"| {found['calls']:,} calls in {found['seconds'] / 60:.0f} minutes | at first | at last |",
         "|---|---|---|",
-        f"| memory of all processes at rest, MB, medians of ten looks | {first:.1f} | {last:.1f} |",
+        f"| memory of all processes at rest, MB, medians of three looks | {first:.1f} | {last:.1f} |",
         *(f"| {name} | {warm[kind]} | {end[kind]} |" for kind, name in HELD.items()),
         *(
             f"| {p} of a call, ms | {found[f'{p}_first_tenth_ms']:.1f} | {found[f'{p}_last_tenth_ms']:.1f} |"
