@@ -231,7 +231,7 @@ packages.READING_FLAGS &= ~os.O_NOFOLLOW
 packages.LISTING_FLAGS &= ~os.O_NOFOLLOW
 Path.lstat = Path.stat
 packages._walk = lambda folder: [(str(path.relative_to(folder)), path.stat()) for path in folder.rglob("*")]
-packages.search = lambda root, *_: [path.parent for path in root.glob("*/*/manifest.json")]
+packages.search = lambda root, *_, **__: [path.parent for path in root.glob("*/*/manifest.json")]
 """
 # What is broken -> code that breaks it, and the ways in which a package that is loaded then is foreign.
 CONTROLS = {
