@@ -438,7 +438,7 @@ class Model:
         """Serve with a worker that has loaded the package; raise NoThread where nobody can look after it."""
         self._ledger.settle(self.name)
         queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._planner.chosen.slots)
-        does = self._failed, self._took_over, self._on_disk, self._settling_pause, self._admitted
+        does = self._failed, self._took_over, self._on_disk, self._settling_pause
         serving = Serving(self.name, starter, (self._found, worker), queue, self._budget(), self._metrics, *does)
         with self._lock:  # so that its death is heard of only when it serves
             serving.watch()

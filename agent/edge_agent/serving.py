@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -47,14 +46,12 @@ class Serving:
         took_over: Callable[["Serving", Found], None],
         look: Callable[[Found], Found] = lambda found: found,
         pause: Callable[[], float] = lambda: 1.0,
-        admit: Callable[[Found], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         """Serve with a worker that has loaded a package.
 
         `budget` says how often a dead worker is replaced, None never; `failed` is told when that is over, with what
         operators are told, and `took_over` of each other package that is judged by from then on, in their order. `look`
         returns a package as it is on disk this instant, `pause` the seconds between two looks at one that has changed.
-        `admit` keeps memory for another package while it is loaded, and raises PackageRefused where there is none.
         """
         self._name = name
         self._starter = starter
@@ -65,7 +62,6 @@ class Serving:
         self._took_over = took_over
         self._look = look
         self._pause = pause
-        self._admit = admit
         self._lock = threading.Lock()
         # Held while a worker is put in the place of another.
         self._changing = threading.Lock()
@@ -370,19 +366,13 @@ class Serving:
     def _start(self, found: Found) -> tuple[Found, Worker]:
         """Start a worker for a package, or for the one that is to follow where this one is refused."""
         try:
-            return found, self._started(found)
+            return found, self._starter.start(found)
         except PackageRefused:
             following = self._following()
             if following is None or following is found:
                 raise
             logger.info("%s: version %s is started instead", self._name, following.version)
-            return following, self._started(following)
-
-    def _started(self, found: Found) -> Worker:
-        if found is self._found or found.package is None:
-            return self._starter.start(found)
-        with self._admit(found):
-            return self._starter.start(found)
+            return following, self._starter.start(following)
 
     def _fail(self, told: str, detail: str) -> None:
         if self._ended.is_set():

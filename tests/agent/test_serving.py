@@ -4,8 +4,7 @@ Each worker that a model was given must have been released, once and after its e
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,8 +182,6 @@ class Board:
         self.first = found("1")
         self.on_disk: Callable[[Found], Found] = lambda of: of
         self.pause = 0.01
-        self.admitted: list[str] = []
-        self.no_room = ""
         self.serving = Serving(
             "board",
             self.starter,
@@ -196,17 +193,8 @@ class Board:
             lambda _, taken: self.took_over.append(taken),
             lambda of: self.on_disk(of),
             lambda: self.pause,
-            self.admit,
         )
         self.serving.watch()
-
-    @contextmanager
-    def admit(self, of: Found) -> Iterator[None]:
-        if self.no_room:
-            raise PackageRefused(self.no_room)
-        self.admitted.append(f"{of.version} in")
-        yield
-        self.admitted.append(f"{of.version} out")
 
     @property
     def worker(self) -> MadeUpWorker:
@@ -462,22 +450,6 @@ class TestOnDisk:
         assert board.worker.found is board.serving.found is newer
         until(lambda: board.took_over == [newer], "it is told")
         assert board.failed == []
-
-    def test_memory_is_kept_for_another_one_while_it_is_loaded(self, board):
-        board.worker.die()
-        assert Call(board).outcome == "1"
-        assert board.admitted == [], "there was room for this one"
-        board.on_disk = lambda _: self.changed("2")
-        board.worker.die()
-        assert Call(board).outcome == "2"
-        assert board.admitted == ["2 in", "2 out"]
-
-    def test_one_that_there_is_no_memory_for_is_not_loaded(self, board):
-        board.on_disk, board.no_room = lambda _: self.changed("2"), "It needs 9 MiB."
-        board.worker.die()
-        until(lambda: board.failed, "the budget is spent")
-        assert board.starter.started == ["1"]
-        assert "could not be replaced: It needs 9 MiB." in board.failed[0]
 
     def test_one_that_is_being_copied_is_waited_for(self, board):
         last = self.changed("3", 30)
