@@ -28,9 +28,9 @@ GPU_VENV ?= $(if $(NVIDIA),$(VENV)-gpu,$(VENV))
 
 .PHONY: test test-prometheus test-torch test-components test-accelerators test-gpu promises soak mutations lint demo proto lock clean
 
-# Two files of tests at a time: most of them wait for processes.
+# Three files of tests at a time, also on two cores: most of them wait for processes.
 test: $(VENV)/.installed lint
-	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 # Packages from TorchScript, with a CPU build of PyTorch where pip finds one.
 test-torch: $(TORCH_VENV)/.installed
