@@ -1,10 +1,8 @@
 """`edge-agent package`: from the model that a customer holds to a compiled component; looks at jobs and packages."""
 
 import json
-import math
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,18 +11,16 @@ from typing import Any
 import click
 
 from edge_agent import state
-from edge_agent.cli.tables import table
+from edge_agent.cli import package_options, package_shown
+from edge_agent.cli.package_options import EXISTING_FILE
 from edge_agent.errors import AgentRefused, extra, printable
 from edge_agent.files import read_regular
-from edge_agent.manifest import INTERPOLATIONS
 
 NEEDS_EXTRA = f"Packaging needs the package `onnx` and ONNX Runtime; {extra('cpu,packaging')}."
 BAD_ARGUMENTS = 2
-PRECISIONS = ("fp32", "fp16", "int8")
 FOLDER = "packaging"
 # What is longer is cut, and then no JSON.
 LARGEST_REQUEST = 1 << 20
-STATUS_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "RUNNING": "yellow"}
 
 
 class _BadArguments(click.ClickException):
@@ -53,8 +49,6 @@ def package() -> None:
     """
 
 
-_existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
-_existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
 _state_dir = click.option(
     "--state-dir",
     envvar="EDGE_AGENT_STATE_DIR",
@@ -65,160 +59,17 @@ _state_dir = click.option(
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
 
 
-def _size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,5})[xX,]([0-9]{1,5})", value)
-    if not found:
-        raise click.BadParameter("write width and height in pixels, as in 1000x667")
-    return int(found[1]), int(found[2])
-
-
-def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
-    names = tuple(one.strip() for one in (value or "").split(",")) if value else ()
-    if any(not one for one in names):
-        raise click.BadParameter("write names with commas between them, as in background,scratch")
-    return names
-
-
-def _colours(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    colours = {}
-    for value in values:
-        name, _equals, colour = value.rpartition("=")
-        if not name or not re.fullmatch("#[0-9a-fA-F]{6}", colour):
-            raise click.BadParameter("write the class and its colour, as in scratch=#FF2EDC")
-        colours[name] = colour
-    return colours
-
-
-def _interpolation(_: click.Context, __: click.Parameter, value: str | None) -> str | int | None:
-    if value is None or value in INTERPOLATIONS:
-        return value
-    if value.isdecimal() and int(value) in INTERPOLATIONS.values():
-        return int(value)
-    raise click.BadParameter(f"known are {', '.join(INTERPOLATIONS)}, and OpenCV's codes 0 to 4")
-
-
-def _number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    """Refuse what is no number: nothing is larger than nan, so as a tolerance it would pass everything."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter("write a finite number")
-    return value
-
-
-def _fraction(flag: str, told: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(flag, type=click.FloatRange(0, 1), callback=_number, help=told)
-
-
-_SETTINGS: tuple[tuple[str, str, str], ...] = (
-    ("--project-name", "P", "Project of the model. Required."),
-    ("--model-version", "V", "Version of the model, a number. Required."),
-    ("--job-name", "NAME", "Name of the job; default: made of the component's name and the time."),
-    ("--description", "TEXT", "Description of the job."),
-    ("--component-name", "C", "Name of the component, which is the model's name for clients. Required."),
-    ("--component-version", "X.Y.Z", "Version of the component; default: <model version>.0.0."),
-    ("--component-description", "TEXT", "Description of the component."),
-    ("--target-device", "D", "Device to compile for, as in jetson_orin_nx. This or a platform is required."),
-    (
-        "--target-platform",
-        "os=LINUX,arch=X86_64[,accelerator=NVIDIA]",
-        "Platform to compile for, instead of a device; arch is X86_64 or ARM64.",
-    ),
-    (
-        "--compiler-options",
-        "JSON",
-        """As in '{"mcpu": "core-avx2"}': mcpu and mattr; for NVIDIA gpu-code, trt-ver and cuda-ver, all three.""",
-    ),
-    ("--tags", "K=V,...", "Tags of the component."),
-)
-
-
-def _settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the settings of the original packaging job."""
-    for flag, metavar, told in reversed(_SETTINGS):
-        function = click.option(flag, default="", metavar=metavar, help=told)(function)
-    return function
-
-
 @package.command()
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@_settings
+@package_options.of_job
 @click.option("--output", default="", metavar="DIR|s3://BUCKET/PREFIX", help="Where the component goes. Required.")
 @click.option(
     "--request",
     "document",
-    type=_existing_file,
+    type=EXISTING_FILE,
     help="The job's settings as one JSON document with the field names of StartModelPackagingJob, instead of the flags above.",
 )
-@click.option(
-    "--manifest", type=_existing_file, help="manifest.json, where the source has none; a sidecar for other ONNX."
-)
-@click.option("--model", type=_existing_file, help="The .pt or .onnx that belongs to a component with compiled code.")
-@click.option("--images", type=_existing_folder, help="Images to compare source and package on; default: noise.")
-@click.option("--calibration", type=_existing_folder, help="Images to calibrate int8 on; default: those of --images.")
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
-    show_default=True,
-    help="Arithmetic of the package; int8 needs --images.",
-)
-@click.option(
-    "--int8-weights",
-    type=click.Choice(["per-channel", "per-tensor"]),
-    default="per-channel",
-    show_default=True,
-    help="What has a scale of its own.",
-)
-@click.option(
-    "--int8-operators",
-    callback=_names,
-    metavar="A,B",
-    help="ONNX operators to quantise; default: Conv,Clip,Relu,Add.",
-)
-@click.option(
-    "--int8-exclude",
-    multiple=True,
-    metavar="NODE",
-    help="Node that stays float32, as `package inspect --nodes` names it. Repeatable.",
-)
-@_fraction(
-    "--score-tolerance",
-    "Largest difference of a score from the source's; default: 0.001 for fp32, 0.01 for fp16, 0.05 for int8.",
-)
-@_fraction(
-    "--mask-tolerance",
-    "Largest part of a mask that differs from the source's; default: 0.001 for fp32, 0.01 for fp16, 0.02 for int8.",
-)
-@click.option("--image-size", callback=_size, metavar="WxH", help="Size of the camera's images (anomalib exports).")
-@click.option(
-    "--interpolation",
-    callback=_interpolation,
-    metavar="NAME|CODE",
-    help="How images are resized (anomalib exports).",
-)
-@click.option(
-    "--threshold",
-    type=float,
-    callback=_number,
-    help="Score from which on an image is anomalous (anomalib exports).",
-)
-@click.option(
-    "--pixel-threshold",
-    type=float,
-    callback=_number,
-    help="The same for pixels of the anomaly map; default: the image's.",
-)
-@click.option("--classes", callback=_names, metavar="A,B", help="Names of the pixel classes (anomalib exports).")
-@click.option(
-    "--color",
-    "colours",
-    multiple=True,
-    callback=_colours,
-    metavar="CLASS=#RRGGBB",
-    help="Colour of a pixel class in the mask. Repeatable.",
-)
-@click.option("--any-image-size", is_flag=True, help="The classification model takes images of any size.")
+@package_options.of_model
 @click.option("--detach", is_flag=True, help="Return at once; `package describe` tells how it goes.")
 @_as_json
 @_state_dir
@@ -233,7 +84,7 @@ def start(
         from model_packager import foreman, request
         from model_packager.errors import PackagingRefused
 
-    settings = {key: given.pop(key) for key in (_key(flag) for flag, _, _ in _SETTINGS)}
+    settings = {key: given.pop(key) for key in package_options.JOB_KEYS}
     with _refused(BAD_ARGUMENTS):
         if document is None:
             asked = request.from_flags(**settings, output=output)
@@ -254,7 +105,7 @@ def start(
         if detach:
             job = foreman.run_detached(store, job)
         else:
-            with _progress(as_json) as show:
+            with package_shown.progress(quiet=as_json) as show:
                 job = foreman.run_attached(store, job, show)
     except foreman.Interrupted as ended:
         click.echo(f"Error: {ended.job.message}", err=True)
@@ -267,7 +118,7 @@ def start(
     elif detach:
         click.echo(f"{job.name} {told['Status']}")
     else:
-        click.echo(_report(told), err=told["Status"] == "FAILED")
+        click.echo(package_shown.report(told), err=told["Status"] == "FAILED")
     if told["Status"] == "FAILED":
         sys.exit(1)
 
@@ -280,7 +131,7 @@ def describe(job_name: str, as_json: bool, state_dir: Path | None) -> None:
     """Tell how a packaging job goes, or how it went."""
     with _imported(), _refused(1):
         told = _store(state_dir).get(job_name).document()
-    click.echo(json.dumps(told, indent=1) if as_json else _report(told))
+    click.echo(json.dumps(told, indent=1) if as_json else package_shown.report(told))
 
 
 @package.command("list")
@@ -291,21 +142,7 @@ def list_(project_name: str | None, as_json: bool, state_dir: Path | None) -> No
     """List the packaging jobs, the newest first."""
     with _imported(), _refused(1):
         jobs = [one.document() for one in _store(state_dir).list(project_name)]
-    if as_json:
-        click.echo(json.dumps(jobs, indent=1))
-        return
-    rows = [
-        (
-            one["JobName"],
-            one["ProjectName"],
-            "{ComponentName} {ComponentVersion}".format(**one["ModelPackagingOutputDetails"]["Greengrass"]),
-            click.style(one["Status"], STATUS_COLOURS.get(one["Status"])),
-            one["CreationTimestamp"],
-            printable(one["StatusMessage"]),
-        )
-        for one in jobs
-    ]
-    click.echo(table(("JOB", "PROJECT", "COMPONENT", "STATUS", "CREATED", "MESSAGE"), rows) if rows else "No jobs.")
+    click.echo(json.dumps(jobs, indent=1) if as_json else package_shown.jobs(jobs))
 
 
 @package.command()
@@ -320,12 +157,7 @@ def inspect(path: Path, nodes: bool, as_json: bool) -> None:
         from model_packager import inspecting
 
         told = inspecting.inspect(path, nodes=nodes)
-    if as_json:
-        click.echo(json.dumps(told, indent=1))
-        return
-    for key, value in told.items():
-        size = f"{value[0]}x{value[1]}" if key.endswith("_size") and isinstance(value, list) else _shown(value)
-        click.echo(f"{key.replace('_', ' '):18} {size}".rstrip())
+    click.echo(json.dumps(told, indent=1) if as_json else package_shown.inspected(told))
 
 
 @package.command()
@@ -353,10 +185,6 @@ def verify(path: Path, any_target: bool, as_json: bool) -> None:
             click.echo(f"{click.style('FAIL', 'red')} {printable(sentence)}", err=True)
     if found.bad:
         sys.exit(1)
-
-
-def _key(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
 
 
 @contextmanager
@@ -431,76 +259,3 @@ def _refuse_taken(order: Mapping[str, Any]) -> None:
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of an order: paths made absolute, since the work is done elsewhere."""
     return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in given.items()}
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
-    """Yield what shows progress: a bar on a terminal, else a line for each step, all on stderr."""
-    if quiet:
-        yield lambda _step, _fraction: None
-        return
-    if not sys.stderr.isatty():
-        told = ""
-
-        def line(step: str, _fraction: float) -> None:
-            nonlocal told
-            if step != told:
-                told = step
-                click.echo(step, err=True)
-
-        yield line
-        return
-    with click.progressbar(length=1000, file=sys.stderr, item_show_func=lambda step: step) as bar:
-
-        def move(step: str, fraction: float) -> None:
-            bar.update(max(0, round(1000 * fraction) - bar.pos), step)
-
-        yield move
-        bar.update(1000 - bar.pos, "")
-
-
-def _report(told: Mapping[str, Any]) -> str:
-    """Return a job as people read it."""
-    output, result = told["ModelPackagingOutputDetails"]["Greengrass"], told["Result"]
-    lines = [
-        f"job        {told['JobName']} (project {told['ProjectName']}, model version {told['ModelVersion']})",
-        f"component  {output['ComponentName']} {output['ComponentVersion']}",
-        f"status     {click.style(told['Status'], STATUS_COLOURS.get(told['Status']))}",
-    ]
-    if told["StatusMessage"]:
-        lines.append(f"message    {printable(told['StatusMessage'])}")
-    if told["Status"] == "RUNNING":
-        lines.append(f"progress   {told['Progress']['Fraction']:.0%} {told['Progress']['Step']}")
-    if result:
-        lines.append(f"source     {result['Source']}")
-        lines.append(f"parity     {_parity(result['Parity'])}")
-        measured = result["Measured"]
-        lines.append(
-            f"measured   {measured['peak_memory_bytes'] / 2**20:.0f} MiB, warm-up {measured['warm_up_seconds'] * 1000:.0f} ms"
-        )
-        lines.append(f"output     {result['Output']}")
-        lines += [f"note       {one}" for one in result["Notes"]]
-    return "\n".join(lines)
-
-
-def _parity(told: Mapping[str, Any]) -> str:
-    mask = told["largest_mask_difference"]
-    images = f"{told['images']} images{' of noise (give --images for real ones)' if told['noise'] else ''}"
-    differences = [
-        f"{told['verdict_flips']} verdicts differ from the source's",
-        f"scores by at most {told['largest_score_difference']:.2g}",
-        *([] if mask is None else [f"masks in at most {mask:.2%} of the pixels"]),
-    ]
-    return f"on {images}: {', '.join(differences)}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "".join(f"\n  {json.dumps(one)}" for one in value)
-    if isinstance(value, dict):
-        return "".join(f"\n  {key:24} {one if isinstance(one, str) else json.dumps(one)}" for key, one in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "-" if value is None else str(value)
