@@ -11,6 +11,7 @@ from typing import Any
 
 import backends_table
 import reasons_table
+from edge_agent.cli.agent import written
 from edge_agent.config import Settings
 from promises.soak import background
 from promises.soak.curve import WARM_UP
@@ -19,8 +20,6 @@ from support.promises import RESULTS
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BENCHMARKS = ("latency", "throughput", "scaling", "preprocess", "metrics_cost", "peers")
-# Settings that people write in MiB.
-SIZES = {"memory_reserve", "gpu_memory_reserve", "engine_cache_size"}
 # What an agent holds besides memory, as the soak looked at it.
 HELD = {
     "files": "open files",
@@ -96,13 +95,7 @@ def _grown(growth: dict[str, Any]) -> str:
 
 def shown(key: str, value: object) -> str:
     """Return a default as one would write it in the YAML file."""
-    if key == "socket_mode":
-        return f'`"{value:04o}"`'
-    if key in SIZES:
-        return f"`{value >> 20}MiB`"
-    if value is None or value in ((), {}):
-        return "none"
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return "none" if value is None or value in ((), {}) else f"`{written(key, value)}`"
 
 
 def render(text: str) -> str:

@@ -2,15 +2,13 @@
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -22,7 +20,6 @@ from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     InitSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -33,6 +30,25 @@ from edge_agent.accelerators import Wanted
 from edge_agent.errors import AgentRefused, printable
 from edge_agent.exporter import address as loopback
 from edge_agent.jobs import Precision
+from edge_agent.kinds import (
+    LARGEST_ID,
+    Fallback,
+    Folders,
+    GpuNumber,
+    Mode,
+    Names,
+    Number,
+    PositiveSize,
+    Processors,
+    QueueLimit,
+    Size,
+    Slots,
+    Threads,
+    Timeout,
+    Uids,
+    Whole,
+    check_texts,
+)
 from edge_agent.log import LogSettings
 from edge_agent.packages import Rules
 
@@ -41,60 +57,6 @@ PREFIX = "EDGE_AGENT_"
 OTHER_VARIABLES = {"EDGE_AGENT_SHARED"}
 # An empty variable counts as none, but for this one, where empty has a meaning of its own.
 MAY_BE_EMPTY = "socket_group"
-# Each has 96 MiB of address space for inline images and masks, and a thread.
-MOST_SLOTS = 64
-LARGEST_GPU = 63
-# (uid_t) -1 means "leave as it is" to chown(2).
-LARGEST_ID = 2**32 - 2
-
-
-def _split(separator: str) -> BeforeValidator:
-    return BeforeValidator(
-        lambda value: [one for one in value.split(separator) if one] if isinstance(value, str) else value
-    )
-
-
-def _check_texts(value: object) -> None:
-    if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= one <= "\udfff" for one in value):
-            raise ValueError("it has a character that no name can have")
-    elif isinstance(value, Mapping):
-        for one in value.items():
-            _check_texts(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            _check_texts(one)
-
-
-def _mode(value: object) -> int:
-    """Read a file mode written in octal, as everybody writes modes.
-
-    A number is refused: YAML has read it by then, and 0660 in octal and 432 in decimal are the same to us.
-    """
-    if not isinstance(value, str):
-        raise ValueError('write the mode in quotes, in octal, as in "0660"')  # noqa: TRY004  (what pydantic tells of)
-    if not re.fullmatch("(0o)?0?[0-7]{1,3}", value):
-        raise ValueError('write the mode in octal, at most 0777, as in "0660"')
-    return int(value, 8)
-
-
-def _number(value: object) -> object:
-    """Refuse what YAML reads of true, yes and on, and the same of false, which would count as 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("write a number; true and false are none")  # noqa: TRY004  (what pydantic tells of)
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_number)]
-Number = Annotated[float, BeforeValidator(_number)]
-Size = Annotated[ByteSize, BeforeValidator(_number)]
-Folders = Annotated[tuple[Path, ...], NoDecode, _split(":")]
-Names = Annotated[tuple[str, ...], NoDecode, _split(",")]
-Uids = Annotated[tuple[Annotated[Whole, Field(ge=0, le=LARGEST_ID)], ...], NoDecode, _split(",")]
-Processors = Annotated[tuple[Annotated[Whole, Field(ge=0, le=4095)], ...], NoDecode, _split(",")]
-Mode = Annotated[int, BeforeValidator(_mode)]
-GpuNumber = Annotated[Whole, Field(ge=0, le=LARGEST_GPU)]
-Fallback = Literal["never", "allowed"]
 
 
 class ModelSettings(BaseModel):
@@ -102,12 +64,12 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threads: Annotated[Whole, Field(ge=0, le=1024)] | None = None
-    slots: Annotated[Whole, Field(ge=1, le=MOST_SLOTS)] | None = None
+    threads: Threads | None = None
+    slots: Slots | None = None
     spinning: bool | None = None
     cpus: Processors | None = None
-    queue_limit: Annotated[Whole, Field(ge=0, le=100_000)] | None = None
-    call_timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
+    queue_limit: QueueLimit | None = None
+    call_timeout: Timeout | None = None
     memory: Size | None = None
     memory_limit: Size | None = None
     accelerator: Wanted | None = None
@@ -115,7 +77,7 @@ class ModelSettings(BaseModel):
     gpu: GpuNumber | None = None
     precision: Precision | None = None
     gpu_memory: Size | None = None
-    gpu_memory_limit: Annotated[Size, Field(gt=0)] | None = None
+    gpu_memory_limit: PositiveSize | None = None
 
 
 @dataclass(frozen=True)
@@ -183,8 +145,8 @@ class Settings(BaseSettings):
         "package",
         description="What TensorRT computes with: what the package says, or `fp16` or `int8` where it can build that.",
     )
-    gpu_memory_limit: Size | None = Field(
-        None, gt=0, description="GPU memory that the runtime of a model may take at most; default: any."
+    gpu_memory_limit: PositiveSize | None = Field(
+        None, description="GPU memory that the runtime of a model may take at most; default: any."
     )
     gpu_memory_reserve: Size = Field(
         ByteSize(256 << 20), description="GPU memory that must remain free after a model is loaded."
@@ -192,10 +154,8 @@ class Settings(BaseSettings):
     cuda_graphs: bool = Field(
         True, description="Record what a call launches on the GPU once, and replay it (CUDA graphs)."
     )
-    build_timeout: Number = Field(
+    build_timeout: Timeout = Field(
         1800.0,
-        gt=0,
-        allow_inf_nan=False,
         description="Seconds a model may take to load when a TensorRT engine is built for it; load_timeout is for all else.",
     )
     engine_cache_size: Size = Field(
@@ -207,8 +167,8 @@ class Settings(BaseSettings):
     )
     state_dir: Path | None = Field(
         None,
-        description="Folder for the lock and the list of running models; default: $STATE_DIRECTORY, "
-        "$XDG_STATE_HOME/edge-agent or ~/.local/state/edge-agent.",
+        description="Folder for what outlives the agent: its lock, the models to start again, tuned settings, built engines, "
+        "and its status; default: $STATE_DIRECTORY, $XDG_STATE_HOME/edge-agent or ~/.local/state/edge-agent.",
     )
     autostart: Names = Field((), description="Models to start with the agent.")
     restore: bool = Field(True, description="Start again the models that were started when the agent ended.")
@@ -220,16 +180,12 @@ class Settings(BaseSettings):
         description="Detections in hand over all models, one place being kept for each loaded model that has none; one more is "
         "refused.",
     )
-    queue_limit: Whole = Field(
-        16, ge=0, le=100_000, description="Detections of one model that may wait; one more is refused."
-    )
-    call_timeout: Number | None = Field(
+    queue_limit: QueueLimit = Field(16, description="Detections of one model that may wait; one more is refused.")
+    call_timeout: Timeout | None = Field(
         None,
-        gt=0,
-        allow_inf_nan=False,
         description="Seconds a model may take for one image; default: the larger of 10 s and 20 times its warm-up.",
     )
-    load_timeout: Number = Field(300.0, gt=0, allow_inf_nan=False, description="Seconds a model may take to load.")
+    load_timeout: Timeout = Field(300.0, description="Seconds a model may take to load.")
     restart: Literal["on-failure", "never"] = Field(
         "on-failure",
         description="What happens when a model's process dies: another takes its place while the model stays RUNNING "
@@ -243,12 +199,10 @@ class Settings(BaseSettings):
     drain_timeout: Number = Field(
         4.0, ge=0, le=3600, description="Seconds that accepted calls get to finish when a model or the agent stops."
     )
-    threads: Whole = Field(0, ge=0, le=1024, description="CPU threads of a model's runtime; 0: one for each core.")
+    threads: Threads = Field(0, description="CPU threads of a model's runtime; 0: one for each core.")
     spinning: bool = Field(False, description="Let the runtime's threads spin: faster on an idle machine only.")
-    slots: Whole = Field(
+    slots: Slots = Field(
         1,
-        ge=1,
-        le=MOST_SLOTS,
         description="Images of a model that are judged at once, by threads of its process; more take more memory.",
     )
     cpus: Processors = Field(
@@ -262,7 +216,7 @@ class Settings(BaseSettings):
     )
     message_memory: Literal["return", "keep"] = Field(
         "return",
-        description="What becomes of the memory of inline images above 32 MB: the system gets it back (`return`), or up to 400 "
+        description="What becomes of the memory of inline images above 32 MiB: the system gets it back (`return`), or up to 400 "
         "MB are kept for the next ones, which are faster then (`keep`).",
     )
     memory_reserve: Size = Field(
@@ -285,9 +239,8 @@ class Settings(BaseSettings):
     log_file: Path | None = Field(
         None, description="File that log lines are also written to; at its size it is renamed to `<file>.1`."
     )
-    log_file_size: Size = Field(
+    log_file_size: PositiveSize = Field(
         ByteSize(10 << 20),
-        gt=0,
         description="Bytes after which the log file is renamed; there are never more than two.",
     )
     metrics_address: str | None = Field(
@@ -346,7 +299,7 @@ class Settings(BaseSettings):
     @classmethod
     def _texts_can_be_names(cls, value: object) -> object:
         """Refuse NUL and half surrogate pairs, which no path and no name can have."""
-        _check_texts(value)
+        check_texts(value)
         return value
 
     @property
@@ -465,7 +418,7 @@ def strange_variables() -> list[str]:
 
 def _where(location: tuple[int | str, ...], given: Sources, environment: Mapping[str, str]) -> str:
     """Name a setting by the place that set it."""
-    key = str(location[0]) if location else "settings"
+    key = str(location[0]) if location else "registry"  # of all that is checked of several, what there is to correct
     inner = "".join(f".{part}" for part in location[1:])
     if key in given.flags:
         return f"--{key.replace('_', '-')}{inner}"
@@ -477,4 +430,6 @@ def _where(location: tuple[int | str, ...], given: Sources, environment: Mapping
 def _what(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return "no such setting; `edge-agent config` prints those that there are"
+    if error["type"] in {"byte_size", "byte_size_unit"}:
+        return "write a size in bytes or with a unit, as in 256MiB"
     return str(error["msg"]).removeprefix("Value error, ")

@@ -57,6 +57,8 @@ def test_lists_from_every_source(tmp_path, monkeypatch):
     assert settings.autostart == ("board", "part")
     assert settings.trusted_uids == (5, 6)
     assert config.load(None, {"models": ["/e"]}).models == (Path("/e"),)
+    flags = config.load(None, {"autostart": ["part,cap", "lid"], "trusted_uids": ("7,8", "9"), "cpus": "0,1"})
+    assert (flags.autostart, flags.trusted_uids, flags.cpus) == (("part", "cap", "lid"), (7, 8, 9), (0, 1))
 
 
 @pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("600", 0o600), ("0o640", 0o640), ("0777", 0o777)])
@@ -131,6 +133,14 @@ REFUSED = [
     ("gpu_memory_limit: 0", {}, {}, ["gpu_memory_limit in ", "greater than 0"]),
     ("build_timeout: .inf", {}, {}, ["build_timeout in "]),
     ("build_timeout: 0", {}, {}, ["build_timeout in "]),
+    ("build_timeout: 604801", {}, {}, ["build_timeout in ", "less than or equal to 604800"]),
+    ("load_timeout: 1.0e+8", {}, {}, ["load_timeout in ", "less than or equal to 604800"]),
+    ("", {}, {"call_timeout": "1e8"}, ["--call-timeout", "less than or equal to 604800"]),
+    ("model_settings: {board: {call_timeout: 1.0e+8}}", {}, {}, ["model_settings.board.call_timeout", "604800"]),
+    ("", {}, {"memory_reserve": "10XB"}, ["--memory-reserve", "write a size", "256MiB"]),
+    ("memory_limit: much", {}, {}, ["memory_limit in ", "write a size", "256MiB"]),
+    ("", {}, {"registry": "/x"}, ["--registry: the registry needs registry_roots"]),
+    ("registry: /x", {}, {}, ["registry in ", "the registry needs registry_roots"]),
     ("model_settings: {board: {accelerator: npu}}", {}, {}, ["model_settings.board.accelerator"]),
     # YAML, environment, flags, words of the refusal
     ("max_calls: 0", {}, {}, ["max_calls in ", "greater than or equal to 1"]),
@@ -258,6 +268,20 @@ def test_every_setting_is_described_and_has_a_flag():
         assert f"--{key.replace('_', '-')}" in flags or key == "model_settings"
 
 
+def test_flags_tell_defaults_and_choices():
+    told = " ".join(CliRunner().invoke(command, ["serve", "--help"], terminal_width=200).output.split())
+    assert "--max-calls VALUE Detections in hand" in told
+    for words in (
+        "one more is refused. [default: 64]",
+        "[auto|cpu|cuda|tensorrt]",
+        '[default: "0660"]',
+        "[default: 4GiB]",
+    ):
+        assert words in told
+    for flag in ("--cpus N,N...", "--autostart MODEL,...", "--models DIR", "--log-file FILE", "--socket ADDRESS"):
+        assert flag in told
+
+
 def test_config_prints_what_serve_would_use(tmp_path):
     file = written(tmp_path, "max_calls: 7\n")
     arguments = ["config", "--config", str(file), "--models", "/a", "--models", "/b", "--allow-root"]
@@ -269,6 +293,13 @@ def test_config_prints_what_serve_would_use(tmp_path):
     assert set(printed) == set(Settings.model_fields)
     again = config.load(written(tmp_path, done.output))
     assert again.max_calls == 7, "what is printed can be read again"
+
+
+@pytest.mark.parametrize(("flags", "warned"), [([], True), (["--models", "/m"], False), (["--scan", "/m"], False)])
+def test_an_agent_that_can_find_no_models_warns(monkeypatch, flags, warned):
+    monkeypatch.setattr("edge_agent.server.Agent.run", lambda _: 0)
+    result = CliRunner().invoke(command, ["serve", *flags])
+    assert (result.exit_code, "name one with --models" in result.stderr) == (0, warned)
 
 
 def test_refusal_is_one_sentence_on_stderr_and_exit_code_2():

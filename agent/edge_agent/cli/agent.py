@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import yaml
@@ -12,9 +12,16 @@ from edge_agent.config import Settings
 from edge_agent.errors import AgentRefused
 
 REFUSED = 2
-FOLDERS = {"models", "registry", "registry_roots", "scan", "state_dir"}
-FILES = {"log_file", "metrics_file"}
-ADDRESSES = {"socket", "metrics_address"}
+METAVARS = {
+    **dict.fromkeys(("models", "registry", "registry_roots", "scan", "state_dir"), "DIR"),
+    **dict.fromkeys(("log_file", "metrics_file"), "FILE"),
+    **dict.fromkeys(("socket", "metrics_address"), "ADDRESS"),
+    "autostart": "MODEL,...",
+    "trusted_uids": "UID,...",
+    "cpus": "N,N...",
+}
+# Settings that people write in MiB and GiB.
+SIZES = {"memory_reserve", "gpu_memory_reserve", "engine_cache_size", "log_file_size"}
 
 
 def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,20 +30,33 @@ def _flags(function: Callable[..., Any]) -> Callable[..., Any]:
         if key == "model_settings":
             continue  # a table: it belongs into the file
         flag = f"--{key.replace('_', '-')}"
-        many = key in {"models", "registry_roots", "trusted_uids", "autostart"}
+        has_default = field.default not in (None, (), "")
+        told = f"{field.description}{f'  [default: {written(key, field.default)}]' if has_default else ''}"
         if field.annotation is bool:
-            option = click.option(f"{flag}/--no-{flag[2:]}", key, default=None, help=field.description)
+            option = click.option(f"{flag}/--no-{flag[2:]}", key, default=None, help=told)
         else:
-            metavar = (
-                "DIR" if key in FOLDERS else "FILE" if key in FILES else "ADDRESS" if key in ADDRESSES else "VALUE"
-            )
-            help_text = f"{field.description} Repeatable." if many else field.description
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            metavar = f"[{'|'.join(choices)}]" if choices else METAVARS.get(key, "VALUE")
+            many = key in {"models", "registry_roots", "trusted_uids", "autostart"}
+            help_text = f"{told} Repeatable." if many else told
             option = click.option(flag, key, multiple=many, default=None, metavar=metavar, help=help_text)
         function = option(function)
     file = click.Path(path_type=Path)
     return click.option(
         "--config", "file", type=file, help="YAML file of settings; flags and EDGE_AGENT_* win over it."
     )(function)
+
+
+def written(key: str, value: object) -> str:
+    """Return a value as one would write it in the YAML file."""
+    if key == "socket_mode":
+        return f'"{value:04o}"'
+    if key in SIZES:
+        assert isinstance(value, int)  # bytes
+        return f"{value >> 30}GiB" if value >= 1 << 30 else f"{value >> 20}MiB"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _settings(file: Path | None, flags: dict[str, Any]) -> Settings:
@@ -63,6 +83,8 @@ def serve(file: Path | None, **flags: Any) -> int:
     Settings come from defaults < the YAML file < EDGE_AGENT_* variables < flags.
     """
     settings = _settings(file, flags)
+    if not (settings.models or settings.registry or settings.scan):
+        click.echo("warning: There will be no models: no folder for them is set; name one with --models.", err=True)
     from edge_agent.server import Agent
 
     try:

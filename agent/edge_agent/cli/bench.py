@@ -127,9 +127,9 @@ def bench(
     socket: str,
     **files: Path | None,
 ) -> None:
-    """Measure how fast MODEL is on this device, with your IMAGEs or with noise of its size.
+    """Measure how fast MODEL is on this device.
 
-    One call at a time beside the bare model, then clients that call as fast as they can, then parts that come at the
+    With your IMAGEs, or with noise of its size: one call at a time beside the bare model, then clients that call as fast as they can, then parts that come at the
     pace of a line, whose times count from the instant at which each was due. Takes about two minutes. A model that is
     STOPPED is started, and stopped again afterwards.
     """

@@ -34,7 +34,10 @@ class _Unreadable(click.ClickException):
 
 @click.group()
 def component() -> None:
-    """Make the agent's Greengrass component; look at components before they reach a device."""
+    """Make the agent's component, and check components.
+
+    They are those of AWS IoT Greengrass v2; what is wrong with one is found before it reaches a device.
+    """
 
 
 @component.command()
@@ -54,9 +57,9 @@ def component() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
 def lint(recipes: tuple[Path, ...], nucleus: "Nucleus", as_json: bool) -> None:
-    """Find what a nucleus would refuse, ignore or misread in recipes, YAML or JSON.
+    """Find what a nucleus would refuse, ignore or misread.
 
-    Exits with 1 when there are errors; warnings alone are no reason to.
+    Recipes are YAML or JSON. Exits with 1 when there are errors; warnings alone are no reason to.
     """
     from model_packager import linting
 
@@ -142,9 +145,9 @@ def build(
     bucket: str,
     gdk: bool,
 ) -> None:
-    """Build the agent's component in a checkout: what a deployment takes as it is, and a device installs offline.
+    """Build the agent's component in a checkout.
 
-    pip fetches the wheels for the devices, in the versions of the checkout. The same checkout gives the same bytes.
+    A deployment takes it as it is, and a device installs it offline. pip fetches the wheels for the devices, in the versions of the checkout. The same checkout gives the same bytes.
     """
     try:
         from model_packager import agent_component

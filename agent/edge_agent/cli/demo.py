@@ -24,9 +24,9 @@ from edge_agent.errors import extra
     help="Keep photographs, package and overlays in this folder.",
 )
 def demo(seed: int, keep: Path | None) -> None:
-    """Render circuit boards, fit a model to the good ones, serve it, and judge good and bad ones with it.
+    """Try it all: render boards, fit a model, serve it, judge.
 
-    Exits with 1 when a verdict is wrong.
+    The model is fitted to good circuit boards, and judges good and bad ones. Exits with 1 when a verdict is wrong.
     """
     try:
         from edge_agent.demo import run

@@ -34,8 +34,8 @@ def state_path(settings: Settings, *, for_writing: bool) -> Path:
         owner = path.stat().st_uid
     except OSError as error:
         raise AgentRefused(
-            f"--state-dir {printable(str(path))} cannot be used: {error.strerror}. The agent makes its folder when it is started first: "
-            "name that one, or only measure with --dry-run."
+            f"--state-dir {printable(str(path))} cannot be used: {error.strerror}. The agent makes its state folder at its first "
+            "start: name that one, or only measure with --dry-run."
         ) from None
     if os.geteuid() not in (0, owner) or not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
         raise AgentRefused(

@@ -28,9 +28,9 @@ MARK_WIDTH = max(len(word) for word, _ in MARKS.values()) + 1
 def doctor(
     file: Path | None, socket: str | None, state_dir: str | None, models: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show what this device has and lacks, and which packages will run.
+    """Show what this device has, what it lacks, and what will run.
 
-    Nothing is started or changed, and an agent need not run. The exit code is 0 when models can be served on the CPU, 1
+    Of packages, which will run, and why others will not. Nothing is started or changed, and an agent need not run. The exit code is 0 when models can be served on the CPU, 1
     when something prevents that; that there is no GPU is no fault.
     """
     given = {"socket": socket, "state_dir": state_dir, "models": models}

@@ -43,9 +43,9 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 def package() -> None:
-    """Make model components: from training outputs, components, and ONNX, for a named target.
+    """Make model components, and look at them.
 
-    Each job imports a model, compiles it, compares it with its source, and writes a component that the agent serves.
+    They are made from training outputs, components and ONNX, for a named target. Each job imports a model, compiles it, compares it with its source, and writes a component that the agent serves.
     """
 
 
@@ -76,9 +76,9 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on s
 def start(
     source: Path, output: str, document: Path | None, detach: bool, as_json: bool, state_dir: Path | None, **given: Any
 ) -> None:
-    """Package a model: a training output (model.tar.gz), a component (.zip or folder), an .onnx or a .pt.
+    """Make a component of a model.
 
-    Waits, and exits with 0 when the job SUCCEEDED, 1 when it FAILED, and 2 when a setting was refused before there was a job.
+    SOURCE is a training output (model.tar.gz), a component (.zip or folder), an .onnx or a .pt. Waits, and exits with 0 when the job SUCCEEDED, 1 when it FAILED, and 2 when a setting was refused before there was a job.
     """
     with _imported("onnx", "onnxruntime"):
         from model_packager import foreman, request
@@ -152,7 +152,10 @@ def list_(project_name: str | None, as_json: bool, state_dir: Path | None) -> No
 )
 @_as_json
 def inspect(path: Path, nodes: bool, as_json: bool) -> None:
-    """Show what a package is: classes, colours, threshold, sizes, target, digests, parity."""
+    """Show what a package is and what it says of itself.
+
+    Classes, colours, threshold, sizes, target, digests, parity.
+    """
     with _imported(), _refused(1):
         from model_packager import inspecting
 
@@ -165,9 +168,9 @@ def inspect(path: Path, nodes: bool, as_json: bool) -> None:
 @click.option("--any-target", is_flag=True, help="Pass packages for other devices, too; they are not loaded.")
 @_as_json
 def verify(path: Path, any_target: bool, as_json: bool) -> None:
-    """Check a package as the agent would on this device: files, digests, target, and a first run.
+    """Check a package as the agent would on this device.
 
-    The recipes that a packaging job wrote beside it are linted, too.
+    Files, digests, target, and a first run. The recipes that a packaging job wrote beside it are linted, too.
     """
     with _imported(), _refused(1):
         from model_packager import inspecting

@@ -44,7 +44,7 @@ AT_WORK = {"RUNNING", "STARTING"}
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
 def prebuild(packages: tuple[Path, ...], file: Path | None, as_json: bool, **given: str | None) -> None:
-    """Build TensorRT engines before the first start of the models that need them.
+    """Build TensorRT engines ahead of the first start.
 
     FOLDER is a package, or has packages in it; default: all that the settings name. Run it on the device, as the agent's
     user and with the agent's settings: an engine is of one GPU, driver and TensorRT, and is loaded only by the user who

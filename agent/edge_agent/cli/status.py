@@ -49,9 +49,9 @@ ELSEWHERE = "Whether the agent lives cannot be told here: it runs in another PID
     help=f"Show it again every so many seconds, {EVERY:g} if none are said, until it is interrupted.",
 )
 def status(socket: str, state_dir: Path | None, as_json: bool, every: float | None) -> None:
-    """Show what an agent is doing and what it has counted, as its own user or root.
+    """Show what an agent does and what it has counted.
 
-    It comes from a file in the agent's state folder, at most a second behind. Rates and percentiles are those of good answers
+    For the agent's own user and root: it comes from a file in the state folder, at most a second behind. Rates and percentiles are those of good answers
     within the last ten seconds. The exit code is 1 where the agent has ended, or has told nothing for three seconds.
     """
     path = _file(socket, state_dir)

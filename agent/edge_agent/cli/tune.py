@@ -69,9 +69,9 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 def tune(
     model: str, goal: Goal, seconds: float, dry_run: bool, report: Path | None, package: Path | None, **where: Any
 ) -> None:
-    """Find how MODEL runs best on this device: threads x slots x spinning.
+    """Find how MODEL runs best on this device.
 
-    The best is kept in the agent's state folder, and used from the model's next start on; what the agent's own
+    Threads, slots and spinning are tried in every combination that makes sense. The best is kept in the agent's state folder, and used from the model's next start on; what the agent's own
     model_settings say wins over it. Whatever else the device does disturbs the measurement.
     """
     settings, path = _settings(where.pop("file"), where, for_writing=not dry_run)
