@@ -10,10 +10,11 @@ Writes benchmarks/results/latency.json and prints a table; `python benchmarks/la
 """
 
 import contextlib
+import math
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -269,13 +270,14 @@ def table(result: dict[str, Any]) -> str:
                 f"| {ratios['(agent - bare) / empty call']:.2f} | {found['by_pipe']['p50']:.2f} "
                 f"| {ratios['(agent - bare) / (by pipe - bare)']:.2f} | {ratios['agent / bare']:.2f} |"
             )
+    rows += ["", _above_bare([*result["cases"].values()])]
     many, seconds = result["many_calls"], result["seconds"]
     workers = ", ".join(
         f"{case.rpartition(' with')[0] or case} {found['worker_resident_mb']:.0f} MB"
         for case, found in result["cases"].items()
     )
     told = f"Front process after {many['calls']} shared-memory calls: {many['front_resident_mb']:.0f} MB resident, "
-    told += f"{many['front_reads_bytes_per_call']:.0f} bytes read a call. Workers: {workers}. "
+    told += f"{many['front_reads_bytes_per_call']:.0f} bytes read a call. Workers, resident: {workers}. "
     told += f"`serve` to ready {seconds['serve_to_ready']:.2f} s, StartModel to RUNNING {seconds['start_to_running']:.2f} s."
     rows += ["", told]
     inline = result["large_inline"]
@@ -292,6 +294,22 @@ def table(result: dict[str, Any]) -> str:
         saved += f"{compiled['whole compiled / as it is']:.2f} of the time. In int8 it takes {compiled['whole int8 / compiled']:.2f} of "
         rows += ["", f"{saved}the compiled one's time and {compiled['bytes int8 / compiled']:.2f} of its bytes."]
     return "\n".join(rows) + "\n"
+
+
+def _above_bare(cases: Sequence[dict[str, Any]]) -> str:
+    """Return in sentences what a call through shared memory costs above the bare model."""
+    costs = [(one["agent_shm"]["p50"] - one["bare"]["p50"], one["empty_call"]["spinning"]) for one in cases]
+    pipes = [(one["by_pipe"]["p50"] - one["bare"]["p50"], one["empty_call"]["spinning"]) for one in cases]
+    told = f"Above bare, a call through shared memory costs {_ranges(costs)}, of which {_ranges(pipes)}, are gRPC and a pipe to a "
+    fewest, most = (choose(one["calls"] for one in cases) for choose in (min, max))
+    return f"{told}process in any case. Each figure is of {fewest} to {most} calls, so a p99 rests on {math.ceil(most / 100)} of them or fewer."
+
+
+def _ranges(costs: Sequence[tuple[float, float]]) -> str:
+    """Return the range of costs in milliseconds and in empty calls."""
+    times = [cost / empty for cost, empty in costs]
+    in_ms = f"{min(cost for cost, _ in costs):.1f} to {max(cost for cost, _ in costs):.1f} ms"
+    return f"{in_ms}, {min(times):.1f} to {max(times):.1f} times an empty call"
 
 
 if __name__ == "__main__":

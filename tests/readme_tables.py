@@ -19,6 +19,7 @@ from support.promises import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+OVERLOAD = RESULTS.with_name("overload.json")
 BENCHMARKS = ("latency", "throughput", "scaling", "preprocess", "metrics_cost", "peers")
 # What an agent holds besides memory, as the soak looked at it.
 HELD = {
@@ -65,6 +66,20 @@ def promises() -> str:
     return "\n".join(rows) + "\n"
 
 
+def overload() -> str:
+    """Return what Q1 measured beside its promise as Markdown."""
+    found = json.loads(OVERLOAD.read_text())
+    rows = [
+        "| flooded | rejection p50 ms | p99 ms | slowest DescribeModel, s | slowest call of another model, s |",
+        "|---|---|---|---|---|",
+    ]
+    for flooded in ("one model", "four models"):
+        one = found[flooded]
+        slowest = " | ".join(f"{one['slowest_of_others'][other] / 1000:.2f}" for other in ("DescribeModel", "other"))
+        rows.append(f"| {flooded} | {one['rejection_p50']:.2f} | {one['rejection_p99']:.2f} | {slowest} |")
+    return "\n".join(rows) + "\n"
+
+
 def soak() -> str:
     """Return what the kept soak found as Markdown."""
     found = json.loads(background.RESULT.read_text())
@@ -106,6 +121,7 @@ def render(text: str) -> str:
         "settings": settings,
         **{name: partial(kept, name) for name in BENCHMARKS},
         "promises": promises,
+        "overload": overload,
         "soak": soak,
     }
     for name, table in tables.items():
