@@ -222,7 +222,8 @@ class MaskTarget:
 def _open(field: str, name: str, access: int) -> int:
     """Open a segment, never blocking, following or creating; only a regular file counts as one."""
     try:
-        fd = os.open(SEGMENTS / name, access | OPEN_FLAGS)
+        # As bytes: in UTF-8, as the API has it, whatever the locale of the agent.
+        fd = os.open(os.fsencode(SEGMENTS) + b"/" + name.encode(), access | OPEN_FLAGS)
     except (OSError, ValueError):
         # One sentence for all causes: a caller learns nothing of files it may not see.
         raise InvalidArgument(

@@ -183,6 +183,22 @@ def room(free: int, blocks: int = 1 << 20) -> SimpleNamespace:
     return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096, f_blocks=blocks)
 
 
+def test_a_name_is_utf_8_whatever_the_locale(tmp_path):
+    name = f"edge-agent-test-\N{LATIN SMALL LETTER U WITH DIAERESIS}-{os.getpid()}"
+    path = os.fsencode(bitmaps.SEGMENTS) + b"/" + name.encode()
+    code = (
+        "import os, sys; from edge_agent import bitmaps; assert sys.getfilesystemencoding() == 'ascii'\n"
+        f"os.read(bitmaps._open('bitmap', {name!a}, os.O_RDONLY), 1)"
+    )
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    try:
+        # A locale whose names are not in UTF-8, which every system has.
+        env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+        subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, check=True, timeout=60)
+    finally:
+        os.unlink(path)
+
+
 @pytest.mark.parametrize(
     ("there", "fit"),
     [

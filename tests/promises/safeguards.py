@@ -412,8 +412,8 @@ MUTATIONS = (
         (
             (
                 "bitmaps.py",
-                "fd = os.open(SEGMENTS / name, access | OPEN_FLAGS)",
-                "fd = os.open(SEGMENTS / name, access | OPEN_FLAGS | (os.O_CREAT if access == os.O_RDWR else 0), 0o600)",
+                "+ name.encode(), access | OPEN_FLAGS)",
+                "+ name.encode(), access | OPEN_FLAGS | (os.O_CREAT if access == os.O_RDWR else 0), 0o600)",
             ),
         ),
         (S6,),
