@@ -13,12 +13,12 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import address, bitmaps
+from edge_agent import address, bitmaps, block
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import EdgeAgentStub
 from edge_agent.errors import InvalidArgument, shown
 from edge_agent.images import pixels_of
-from edge_agent.segments import SegmentPool
+from edge_agent.segments import Segment, SegmentPool
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,6 +95,18 @@ ERRORS: dict[grpc.StatusCode, dict[str, type[CallFailed]]] = {
     grpc.StatusCode.UNAVAILABLE: {"": AgentUnavailable},
     grpc.StatusCode.INTERNAL: {"": AgentError},
     grpc.StatusCode.DEADLINE_EXCEEDED: {"": CallTimedOut},
+}
+
+# Ends of a call, besides OK, after which nothing touches its segments any more. gRPC itself never makes the first three. It
+# makes RESOURCE_EXHAUSTED of a request that does not reach the agent and of an answer that was complete; and of calls which a
+# server cuts off to save memory or for too many pings, but the agent's has no such limits. So an agent that is called too
+# often costs its clients no new segments. INTERNAL is not one of them: gRPC makes it of much that goes wrong in the middle of
+# a call, and the agent's own may be about a worker that it has lost sight of.
+ANSWERS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
@@ -254,15 +266,7 @@ class EdgeAgentClient:
             _check_inline(pixels)
             request.bitmap.byte_data = pixels.tobytes()
             return _detection(self._call("DetectAnomalies", request, timeout), None, (width, height))
-        frame = self._segments.lend(pixels.nbytes)
-        try:
-            frame.array()[: pixels.nbytes].reshape(pixels.shape)[...] = pixels
-            request.bitmap.shared_memory_handle.name = frame.name
-            request.bitmap.shared_memory_handle.size = pixels.nbytes
-            mask = None if name in self._maskless else self._add_mask(request, pixels.nbytes)
-            response = self._call("DetectAnomalies", request, timeout)
-        finally:
-            self._segments.give_back(frame)
+        response, mask = self._detect_shared(request, pixels, timeout)
         # Every answer of a segmentation model has anomalies, be it the background alone.
         if response.detect_anomaly_result.anomalies:
             self._maskless.discard(name)
@@ -270,15 +274,29 @@ class EdgeAgentClient:
             self._maskless.add(name)
         return _detection(response, mask, (width, height))
 
-    def _add_mask(self, request: Any, size: int) -> NDArray[np.uint8]:
-        """Ask for the mask in a segment; return the bytes where it will be."""
-        segment = self._segments.lend(size)
-        memory = segment.array()
-        # The segment is lent again when the last view of its bytes is gone, be it the caller's.
-        self._segments.give_back_with(memory, segment)
-        handle = request.anomaly_mask_params.shared_memory_handle
-        handle.name, handle.size = segment.name, size
-        return memory[:size]
+    def _detect_shared(
+        self, request: Any, pixels: NDArray[np.uint8], timeout: float | None
+    ) -> tuple[Any, NDArray[np.uint8] | None]:
+        """Call with image and mask in segments; return the answer, and the bytes where a mask is that was asked for."""
+        segments, size = self._segments, pixels.nbytes
+        lent = [frame := segments.lend(size)]
+        mask, begun = None, False
+        try:
+            frame.array()[:size].reshape(pixels.shape)[...] = pixels
+            _point_to(frame, size, request.bitmap.shared_memory_handle)
+            if request.model_component not in self._maskless:
+                lent.append(mask := segments.lend(size))
+                _point_to(mask, size, request.anomaly_mask_params.shared_memory_handle)
+            begun = True
+            response = self._call("DetectAnomalies", request, timeout)
+        except BaseException as error:
+            over = not begun or (isinstance(error, CallFailed) and error.code in ANSWERS)
+            for one in lent:
+                # Of a call that goes on without us, the agent may still read the image and write the mask.
+                (segments.give_back if over else segments.drop)(one)
+            raise
+        segments.give_back(frame)
+        return response, None if mask is None else segments.give_back_with_views(mask)[:size]
 
     def _call(self, rpc: str, request: Any, timeout: float | None = None) -> Any:
         try:
@@ -292,13 +310,21 @@ class EdgeAgentClient:
 
 
 def _component(name: str) -> str:
-    """Return a name that the wire can carry; raise NameRejected for what is no text."""
-    try:
-        name.encode()
-    except (AttributeError, UnicodeEncodeError):
-        told = f"model_component is {shown(str(name))}; a name has 1 to 128 of the characters a-z A-Z 0-9 - _ ."
-        raise NameRejected(grpc.StatusCode.INVALID_ARGUMENT, told) from None
+    """Return what can be a model's name; raise NameRejected, in the agent's words, for what cannot.
+
+    The code of the agent's own refusal would not tell whether it was the name or the image.
+    """
+    if not isinstance(name, str) or not block.NAME.fullmatch(name):
+        told = (
+            f"model_component is {shown(str(name))}; a name has 1 to 128 of the characters a-z A-Z 0-9 - _ . "
+            "ListModels names the deployed models."
+        )
+        raise NameRejected(grpc.StatusCode.INVALID_ARGUMENT, told)
     return name
+
+
+def _point_to(segment: Segment, size: int, handle: Any) -> None:
+    handle.name, handle.size = segment.name, size
 
 
 def _check_inline(pixels: NDArray[np.uint8]) -> None:

@@ -76,6 +76,11 @@ class Segment:
         """Remove the segment's name and give up its lock; arrays of it stay valid."""
         _remove(self.name, self._fd)
 
+    def drop(self) -> None:
+        """Remove the segment and give up its memory now, whoever still refers to it; it must not be used any more."""
+        self.unlink()
+        self._map = None
+
 
 class SegmentPool:
     """The segments of one client: lent to one call at a time, kept for the next, removed at the end."""
@@ -94,7 +99,7 @@ class SegmentPool:
         self.close = weakref.finalize(self, _unlink_all, self._free, self._lent, self._lock, self._owner)
 
     def lend(self, size: int) -> Segment:
-        """Return a segment of at least `size` bytes; `give_back` must follow. Raises SharedMemoryFull."""
+        """Return a segment of at least `size` bytes; `give_back` or `drop` must follow. Raises SharedMemoryFull."""
         with self._lock:
             if not self.close.alive:
                 raise ValueError("the client is closed")
@@ -124,9 +129,18 @@ class SegmentPool:
         """Take a segment back for the next call."""
         self._returned.append(segment)
 
-    def give_back_with(self, array: Bytes, segment: Segment) -> None:
-        """Take a segment back as soon as `array` and all views of it are gone."""
+    def give_back_with_views(self, segment: Segment) -> Bytes:
+        """Return a segment's bytes; it is taken back as soon as they and all views of them are gone."""
+        array = segment.array()
         weakref.finalize(array, self._returned.append, segment).atexit = False
+        return array
+
+    def drop(self, segment: Segment) -> None:
+        """Remove a segment that was lent; who has it open may use it as before, and no call ever gets it again."""
+        with self._lock:
+            if segment in self._lent:  # else the pool was closed meanwhile
+                self._lent.discard(segment)
+                segment.drop()
 
 
 def sweep() -> int:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -22,7 +23,7 @@ from edge_agent.client import EdgeAgentClient
 from edge_agent.images import NotAnImage
 from support import packages
 from support.agent import Agent, environment, serving
-from support.calls import expected_mask, picture
+from support.calls import INVALID, expected_mask, outcome, picture
 from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
 
@@ -116,6 +117,19 @@ def test_names_that_are_no_text(client, name):
         with pytest.raises(library.NameRejected, match="model_component is ") as caught:
             call(name)
         assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "board\n", "\u00e9", "a" * 129], ids=ascii)
+def test_names_that_are_none(client, agent, name):
+    """Each call says so in the agent's words, also the one whose image may be what is wrong."""
+    code, told, _ = outcome(agent.stub().DescribeModel, pb2.DescribeModelRequest(model_component=name))
+    assert code == INVALID
+    calls = [client.describe_model, client.start_model, client.stop_model, client.start_and_wait]
+    calls += [partial(client.detect, image=picture(64, 64), shm=shm) for shm in (True, False)]
+    for call in calls:
+        with pytest.raises(library.NameRejected) as caught:
+            call(name)
+        assert (caught.value.code, str(caught.value)) == (grpc.StatusCode.INVALID_ARGUMENT, told)
 
 
 @pytest.mark.parametrize("address", [None, b"/tmp/a", Path("/tmp/a"), "/tmp/\udcff"], ids=ascii)
