@@ -51,6 +51,10 @@ class ModelNotFound(EdgeAgentError):
         )
 
 
+# What calls fail with that name no deployed model.
+NAMELESS = (InvalidName, ModelNotFound)
+
+
 class WrongState(EdgeAgentError):
     """The model's state does not allow the call."""
 

@@ -140,6 +140,7 @@ def parse(content: Mapping[str, Any]) -> Manifest:
     stage = _stage(stage_keys, image_classes, pixel_classes, notes)
     if block is None or not block.compiled:
         _note_what_input_lacks(stage_keys, notes)
+    _note_a_threshold_beyond_scores(stage.threshold, notes)
     if block is None:
         notes.append("No `package` block: files are not checked against digests.")
     image_size = _image_size(Keys(content, "manifest.json"), stage)
@@ -201,6 +202,14 @@ def _note_what_input_lacks(keys: Keys, notes: list[str]) -> None:
     lacking = [key for key in ("image_range_scale", "normalize") if not keys.has(key)]
     if lacking:
         notes.append(f"The manifest has no {' and no '.join(lacking)}, which counts as false.")
+
+
+def _note_a_threshold_beyond_scores(threshold: float, notes: list[str]) -> None:
+    """Note a threshold that no score 0..1 reaches, or none falls below; it is compared with 4 decimals."""
+    if not 0 < round(threshold, 4) <= 1:
+        notes.append(
+            f"The threshold is {threshold:g}, and scores are reported clipped to 0..1: only is_anomalous is to be compared."
+        )
 
 
 def _input_size(keys: Keys) -> tuple[int, int]:

@@ -25,9 +25,12 @@ FEW_CLASSES = 8
 
 
 class Spread:
-    """How a small map is spread over an image by nearest neighbour, worked out once for many images.
+    """How a small map h x w is spread over an image H x W by nearest neighbour, worked out once for many images.
 
-    `rows` and `columns` say which of the small map's each row and column of the image takes.
+    `rows` (H,) and `columns` (W,), intp, say which of the small map's each row and column of the image takes; `heights`
+    (h,) and `widths` (w,), float64, how many of the image each of the small map's stands for; `bytes` (3W,), intp, which
+    bytes of a row of the small map's colours a row of the image has. `canvas` h x 3W (uint8) are the small map's rows in
+    colour, as wide as the image's; white but while a mask is painted.
     """
 
     def __init__(self, small: tuple[int, int], between: tuple[int, int], image: tuple[int, int]) -> None:
@@ -36,11 +39,9 @@ class Spread:
             nearest_indices(one, middle)[nearest_indices(middle, whole)]
             for one, middle, whole in zip(small, between, image, strict=True)
         )
-        # How many columns and rows of the image each of the small map stands for, and the bytes of a row of its colours.
         self.widths = np.bincount(self.columns, minlength=small[0]).astype(np.float64)
         self.heights = np.bincount(self.rows, minlength=small[1]).astype(np.float64)
         self.bytes = (CHANNELS * self.columns[:, None] + np.arange(CHANNELS)).reshape(-1)
-        # The small map's rows in colour, as wide as the image's; white but while a mask is painted.
         self.canvas = np.full((small[1], len(self.bytes)), WHITE, np.uint8)
 
 

@@ -18,6 +18,14 @@ KEYS = ("component", "version", "path", "autostart")
 FLAGS = {"true": True, "false": False}
 # Never waits for a FIFO's other end.
 READING_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+# What opening says of an entry that is itself at fault; anything else is a fault of the system, which may pass.
+NO_ENTRY = {
+    errno.ELOOP: "it is a link",
+    errno.EACCES: "it cannot be read (Permission denied)",
+    errno.EPERM: "it cannot be read (Operation not permitted)",
+    errno.ENXIO: "it is no regular file",
+    errno.ENODEV: "it is no regular file",
+}
 
 
 class EntryRefused(Exception):
@@ -53,15 +61,15 @@ def read(folder: int, name: str, trusted: Collection[int]) -> bytes:
     Raises:
         EntryRefused: somebody else could have written it, or it is no plain file of at most 4 KiB.
         FileNotFoundError: it is gone.
+        OSError: the system could not read it.
 
     """
     try:
         fd = os.open(name, READING_FLAGS, dir_fd=folder)
-    except FileNotFoundError:
-        raise
     except OSError as error:
-        wrong = "it is a link" if _is_link(folder, name) else f"it cannot be read ({error.strerror})"
-        raise EntryRefused(f"{wrong}; write a plain file") from None
+        if error.errno not in NO_ENTRY:
+            raise
+        raise EntryRefused(f"{NO_ENTRY[error.errno]}; write a plain file") from None
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
@@ -80,13 +88,6 @@ def read(folder: int, name: str, trusted: Collection[int]) -> bytes:
     if len(data) > LONGEST:
         raise EntryRefused(f"it is longer than {LONGEST} bytes")
     return data
-
-
-def _is_link(folder: int, name: str) -> bool:
-    try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
-    except OSError:
-        return False
 
 
 def parse(name: str, data: bytes) -> Entry:

@@ -31,7 +31,7 @@ ERROR = b"error: "
 
 @dataclass
 class Look:
-    """What one look at the folder saw, by component: what is registered, what is refused, and what is gone."""
+    """What one look at the folder saw, by component: what is registered, refused or gone, and what it could not see."""
 
     content: dict[str, bytes | None] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -120,23 +120,33 @@ class Registry:
             verdicts: by component, the folder of the package that was judged and why it is refused, "" where it is not.
 
         """
-        for name, data in self._now.content.items():
-            with suppress(FileNotFoundError):
+        try:
+            folder = self._opened()
+        except OSError as error:
+            told = f"Nothing can be answered in the registry {self._folder}: {error.strerror}; it is tried again."
+            self._tell("folder", "answers", told)
+            return
+        self._told.pop(("folder", "answers"), None)
+        try:
+            for name, data in self._now.content.items():
                 answer = self._answer_to(name, data, verdicts.get(name))
                 if answer is not None:
-                    self._acknowledge(name, data, answer)
-        for name, entry in self._now.gone.items():
-            if self._before.gone.get(name) == entry:
-                self._unlink(entry)
+                    self._acknowledge(folder, name, data, answer)
+            for name, entry in self._now.gone.items():
+                if self._before.gone.get(name) == entry:
+                    self._unlink(folder, entry)
+        finally:
+            os.close(folder)
 
     def tidy(self, used: Collection[Path]) -> None:
         """Remove what was unpacked of zips that are registered no more and whose folders nobody uses."""
         used = {*used, *(place.folder for _, place in self._now.registered.values())}
-        if self._now.unseen or not self._unpacked.is_dir():
+        if self._now.unseen:
             return
-        for folder in self._unpacked.iterdir():
-            if not any(folder in (one, *one.parents) for one in used):
-                shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # which the next call may not meet
+            for folder in self._unpacked.iterdir():
+                if not any(folder in (one, *one.parents) for one in used):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _answer_to(self, name: str, data: bytes | None, verdict: tuple[Path, str] | None) -> bytes | None:
         """Return what an entry's acknowledgement is to be; None while that is open."""
@@ -144,12 +154,13 @@ class Registry:
             # Twice in a row: what is written in place is no entry only as long as it is not whole.
             return _error(refused) if self._before.refused.get(name) == refused else None
         registered = self._now.registered.get(name)
-        if not registered or not verdict or verdict[0] != registered[1].folder:
+        # What counts may still be an earlier entry, while the package of this one is not seen.
+        if not registered or registered[0].raw != data or not verdict or verdict[0] != registered[1].folder:
             return None
         return _error(verdict[1]) if verdict[1] else data
 
     def _look(self) -> None:
-        self._before, now = self._now, Look()
+        last, now = self._now, Look()
         read: dict[str, Entry] = {}
         folder = self._opened()
         try:
@@ -160,15 +171,18 @@ class Registry:
         finally:
             os.close(folder)
         # Who had a package first keeps it.
-        for name in sorted(now.content, key=lambda one: one not in self._before.registered):
-            good = self._before.registered.get(name)
+        for name in sorted({*now.content, *now.unseen}, key=lambda one: (one not in last.registered, one)):
+            good = last.registered.get(name)
             for entry in filter(None, (read.get(name), good and good[0])):
                 if name not in now.registered:
                     self._find(name, entry, now)
-        self._now = now
-        self._lost = (self._lost | set(self._before.gone)) - set(now.registered)
-        for about in [about for about in self._told if about[0] == "entry" and about[1] not in now.refused]:
-            del self._told[about]
+        # Only a look that came to its end is one of two in a row.
+        self._before, self._now = last, now
+        self._lost = (self._lost | set(last.gone)) - set(now.registered)
+        holds: dict[str, Collection[str]] = {"entry": now.refused, "read": now.unseen, "place": now.unseen}
+        for what, name in [*self._told]:
+            if what in holds and name not in holds[what]:
+                del self._told[what, name]
         for name, reason in now.refused.items():
             self._tell(
                 "entry", name, f"The registry entry {shown(f'{name}.json')} does not count: {reason.rstrip('.')}."
@@ -191,6 +205,11 @@ class Registry:
             now.refused[name] = str(refusal)
         except FileNotFoundError:
             del now.content[name]
+        except OSError as error:
+            del now.content[name]
+            now.unseen.add(name)
+            file = shown(f"{name}.json")
+            self._tell("read", name, f"The registry entry {file} cannot be read: {error.strerror}; it is tried again.")
 
     def _find(self, name: str, entry: Entry, now: Look) -> None:
         try:
@@ -204,8 +223,8 @@ class Registry:
         except OSError as error:
             now.unseen.add(name)
             self._tell("place", name, f"{shown(entry.path)} cannot be looked at: {error.strerror}; it is tried again.")
-            if name in self._before.registered:
-                now.registered[name] = self._before.registered[name]
+            if name in self._now.registered:
+                now.registered[name] = self._now.registered[name]
             return
         other = next((one for one, (_, had) in now.registered.items() if had.folder == place.folder), None)
         if other:
@@ -213,9 +232,8 @@ class Registry:
             return
         now.registered[name] = entry, place
 
-    def _acknowledge(self, name: str, data: bytes | None, answer: bytes) -> None:
+    def _acknowledge(self, folder: int, name: str, data: bytes | None, answer: bytes) -> None:
         """Write the acknowledgement where it is not there, unless the entry has been replaced meanwhile."""
-        folder = self._opened()
         beside = f".{name}.{secrets.token_hex(4)}"
         try:
             if _content(folder, f"{name}.ack") == answer or (data and _content(folder, f"{name}.json") != data):
@@ -235,12 +253,9 @@ class Registry:
             self._tell(
                 "ack", name, f"{name}.ack cannot be written in the registry: {error.strerror}; it is tried again."
             )
-        finally:
-            os.close(folder)
 
-    def _unlink(self, entry: Entry) -> None:
+    def _unlink(self, folder: int, entry: Entry) -> None:
         """Remove an entry and its acknowledgement, unless it has been replaced meanwhile."""
-        folder = self._opened()
         try:
             if _content(folder, f"{entry.component}.json") == entry.raw:
                 os.unlink(f"{entry.component}.json", dir_fd=folder)
@@ -250,8 +265,6 @@ class Registry:
         except OSError as error:
             if error.errno != errno.ENOENT:
                 self._tell("unlink", entry.component, f"{entry.component}.json cannot be removed: {error.strerror}.")
-        finally:
-            os.close(folder)
 
     def _tell(self, what: str, name: str, sentence: str) -> None:
         """Log a warning once for as long as it holds."""

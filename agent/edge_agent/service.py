@@ -16,7 +16,7 @@ from edge_agent._proto.edge_agent_pb2_grpc import METHODS, SERVICE
 from edge_agent.accepted import AcceptedCalls
 from edge_agent.bitmaps import Image, Pixels, Segment
 from edge_agent.calls import Turn
-from edge_agent.errors import Code, EdgeAgentError, InvalidArgument, InvalidName, ModelNotFound, no_more_files, shown
+from edge_agent.errors import NAMELESS, Code, EdgeAgentError, InvalidArgument, no_more_files, shown
 from edge_agent.jobs import Job, Verdict
 from edge_agent.lifecycle import State
 from edge_agent.log import LIMITED
@@ -34,8 +34,6 @@ Response = Message | bytes
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 MASK_HANDLE = "anomaly_mask_params.shared_memory_handle"
 NO_FILES = "The agent can open no more files; close connections that are idle, or allow it more open files."
-# Why calls fail that name no deployed model.
-NAMELESS = {ModelNotFound.reason, InvalidName.reason}
 # Beyond this a deadline is as good as none; gRPC gives clients without one a remaining time of centuries.
 LONGEST_DEADLINE = 86_400.0 * 365
 
@@ -123,8 +121,9 @@ def describe(
 ) -> Job:
     """Return the image and the mask's segment of a request; raise InvalidArgument, opening nothing.
 
-    `pixels` are those that it brings inline. `image_size` is the (width, height) that the image must have; None allows any. A model that makes no mask (`masked`)
-    ignores a handle but for its numbers, which must be ones all the same.
+    `pixels` are those that it brings inline. `image_size` is the (width, height) that the image must have; None allows
+    any. A model that makes no mask, one that is not `masked`, ignores a handle but for its numbers, which must be ones
+    all the same.
     """
     if not request.HasField("bitmap"):
         raise InvalidArgument("bitmap is missing; send the image to judge.")
@@ -214,16 +213,18 @@ def _boundary(
             context.abort(grpc.StatusCode.UNAVAILABLE, "The agent ends and accepts no more calls.")
         request_id = f"{next(requests):08x}"
         begin = time.monotonic()
-        name = ""
+        name = counted = ""
         size = len(received[0])
         try:
             data = received.pop()
             request, *more = parse(data)
             del data
-            name = getattr(request, "model_component", "")
+            name = counted = getattr(request, "model_component", "")
             response = call(request, context, *more)
         except EdgeAgentError as error:
             code, details, reason = error.code, str(error), error.reason
+            if isinstance(error, NAMELESS):
+                counted = ""  # names that nobody deployed are counted as one: anybody can make up more
         except Exception as error:
             code, reason = Code.INTERNAL, EdgeAgentError.reason
             if no_more_files(error):
@@ -237,9 +238,8 @@ def _boundary(
             _log(request_id, rpc, name, begin, "OK")
             trimmer.answered(max(size, len(response)) if isinstance(response, bytes) else size)
             return response
-        # Names that nobody deployed are counted as one: anybody can make up more.
         took = time.monotonic() - begin
-        metrics.called(rpc, "" if reason in NAMELESS else name, code.name, reason, size, took, details)
+        metrics.called(rpc, counted, code.name, reason, size, took, details)
         _log(request_id, rpc, name, begin, f"{code.name}: {details}")
         trimmer.answered(size)
         context.abort(STATUS[code], details)

@@ -1,6 +1,5 @@
 """The agent's own folder: the lock of its socket, the list of models to run again, room for sockets of its own."""
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edge_agent.errors import AgentRefused
+from edge_agent.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -129,19 +129,13 @@ class RunningModels:
 
     def write(self, names: Iterable[str]) -> None:
         """Replace the file by rename; a folder that cannot be written costs a warning, not the call."""
-        beside = self._path.with_suffix(".new")
         try:
-            with open(beside, "w", opener=_private) as file:
-                json.dump(list(names), file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._path)
+            with replacing(self._path, self._path.with_suffix(".new"), sync=True) as file:
+                file.write(json.dumps(list(names)).encode())
         except OSError as error:
             logger.warning(
                 "The list of running models cannot be written, so a restart will not restore it: %s", error.strerror
             )
-            with contextlib.suppress(OSError):
-                beside.unlink()
 
 
 def read_plain(path: Path, most: int) -> bytes:
@@ -160,10 +154,6 @@ def read_plain(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise ValueError(f"it is longer than {most} bytes")
     return data
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def folder(setting: Path | None) -> Path:

@@ -1,13 +1,12 @@
 """What the agent is doing, in a file of its state folder for operators: its models, and what has been counted."""
 
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_agent.files import replacing
 from edge_agent.repeated import Repeated
 
 logger = logging.getLogger(__name__)
@@ -43,14 +42,10 @@ class StatusFile:
 
     def _replace(self, data: bytes) -> bool:
         """Return whether the file has become `data`."""
-        beside = self._path.with_suffix(".new")
         try:
-            with open(beside, "wb", opener=_private) as file:
+            with replacing(self._path, self._path.with_suffix(".new")) as file:
                 file.write(data)
-            beside.replace(self._path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
             self._complain(error.strerror or str(error))
             return False
         self._written = data
@@ -64,7 +59,3 @@ class StatusFile:
         if why != self._trouble:
             self._trouble = why
             logger.warning("The status file cannot be written: %s. It is tried again each second.", why)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)

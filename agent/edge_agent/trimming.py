@@ -47,7 +47,7 @@ def resident() -> int:
 
 
 class Trimmer:
-    """Gives memory back between `start` and `close`: during huge messages, during and after large ones, and when none comes.
+    """Gives memory back from `start` on: during huge messages, during and after large ones, and when none comes.
 
     For any thread.
     """
@@ -76,17 +76,10 @@ class Trimmer:
         self._thread = threading.Thread(target=self._run, name="trimming", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin, for as long as the process lives."""
         self._least = self._has()
         self._active = True
         self._thread.start()
-
-    def close(self) -> None:
-        """End."""
-        self._active = False
-        self._came.set()
-        self._large_came.set()
-        self._thread.join()
 
     def received(self, size: int) -> None:
         """Take note of a message of `size` bytes that has been put together; its pieces are free."""
@@ -117,7 +110,7 @@ class Trimmer:
             self._came.set()
 
     def _run(self) -> None:
-        while self._active:
+        while True:
             self._came.wait()
             if self._large_came.wait(self._until_idle()):
                 self._large_came.clear()
@@ -137,7 +130,7 @@ class Trimmer:
     def _wait_until_quiet(self) -> None:
         """Return when no large message came, and none was answered, for a while; until then give back what is far too much."""
         due = time.monotonic() + self._steady
-        while self._active and time.monotonic() - self._last_large < self._quiet:
+        while time.monotonic() - self._last_large < self._quiet:
             time.sleep(min(LOOK, self._quiet))
             if time.monotonic() >= due:
                 if self._has() > self._least + TOO_MUCH:

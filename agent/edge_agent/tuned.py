@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_agent import state
+from edge_agent.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -61,21 +62,13 @@ class Tuned:
         """Keep what is best for a model; the file is whole at any instant, and its folder's owner's. Raises OSError."""
         models = {**self._read(), name: Best(threads=threads, slots=slots, spinning=spinning, cores=cores())}
         content = {"version": 1, "models": {key: one.model_dump() for key, one in sorted(models.items())}}
-        folder = self._path.parent
-        fd, beside = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.write("\n")
-                file.flush()
-                owner = folder.stat()
-                if owner.st_uid != os.geteuid():  # root tunes for the agent, which has to read it
-                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-                os.fsync(file.fileno())
-            Path(beside).replace(self._path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+        # A name of its own: others may be tuning at the same time.
+        beside = self._path.with_name(f".{FILE}.{secrets.token_hex(4)}")
+        with replacing(self._path, beside, sync=True) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+            owner = self._path.parent.stat()
+            if owner.st_uid != os.geteuid():  # root tunes for the agent, which has to read it
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
 
     def _read(self) -> dict[str, Best]:
         try:

@@ -118,7 +118,7 @@ class Watchdog:
     def _say(self, failed: str) -> None:
         if failed:
             logger.warning(SILENT, self._socket, failed, extra=LIMITED)
-        elif self._silent and not failed:
+        elif self._silent:
             logger.info("The agent answers on its own socket again.")
         self._silent = bool(failed)
 

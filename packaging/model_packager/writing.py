@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import block
-from edge_agent.manifest import FILE
+from edge_agent.manifest import FILE, parse
 
 MODEL = "model.onnx"
 UNSIGNED = "0" * 64
@@ -85,30 +85,32 @@ def write(
 
     Raises:
         OSError: the folder cannot be written, or has something in it.
+        PackageRefused: the manifest is none that the agent takes.
 
     """
-    stage = manifest["model_graph"]["stages"][0]["type"]
-    named = manifest["model_graph"]["pixel_level_classes"]["names"]
+    content = {**manifest, "runtime": "onnx", "runtime_artifact": MODEL}
+    parsed = parse(content)
     package = {
         "format": block.FORMAT,
         "component": {"name": name, "version": version},
         "manifest_sha256": UNSIGNED,
-        "files": {f"{stage}/{MODEL}": {"size": len(model), "sha256": hashlib.sha256(model).hexdigest()}},
+        "files": {parsed.model_file: {"size": len(model), "sha256": hashlib.sha256(model).hexdigest()}},
         "classes": [
-            {"name": one, **({"hex-color": colours[one]} if colours and one in colours else {})} for one in named
+            {"name": one.name, **({"hex-color": colours[one.name]} if colours and one.name in colours else {})}
+            for one in parsed.classes
         ],
         **(more or {}),
     }
-    content = {**manifest, "runtime": "onnx", "runtime_artifact": MODEL, "package": package}
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The manifest, which makes a folder a package, comes last, and the rename at once after it: an agent that watches
     # sees the package appear whole.
     beside = folder.parent / f".{folder.name}.new"
     shutil.rmtree(beside, ignore_errors=True)
-    (beside / stage).mkdir(parents=True)
+    (beside / parsed.stage.type).mkdir(parents=True)
     try:
-        (beside / stage / MODEL).write_bytes(model)
-        (beside / FILE).write_bytes(block.sign(json.dumps(content, indent=1).encode() + b"\n"))
+        (beside / parsed.model_file).write_bytes(model)
+        signed = block.sign(json.dumps({**content, "package": package}, indent=1).encode() + b"\n")
+        (beside / FILE).write_bytes(signed)
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)

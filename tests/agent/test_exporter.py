@@ -27,7 +27,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_agent import config
+from edge_agent import config, files
 from edge_agent.errors import AgentRefused
 from edge_agent.exporter import Exporter, address, families, reasons, served, textfile
 from edge_agent.exporter.address import Loopback
@@ -685,17 +685,17 @@ def test_what_lies_in_its_way_is_replaced_and_not_followed(tmp_path, kind):
 
 def test_a_file_that_takes_its_place_meanwhile_is_not_opened_to_others(tmp_path, monkeypatch):
     """Where others may write the folder, another user may put a link where the file was."""
-    path, other, opened = tmp_path / "agent.prom", tmp_path / "other", textfile._readable
+    path, other, made_new = tmp_path / "agent.prom", tmp_path / "other", files._made
     other.write_text("not for others")
     other.chmod(0o600)
 
-    def swapped(beside: str, flags: int) -> int:
-        fd = opened(beside, flags)
+    def swapped(beside: str, flags: int, mode: int) -> int:
+        fd = made_new(beside, flags, mode)
         os.rename(beside, tmp_path / "ours")
         os.symlink(other, beside)
         return fd
 
-    monkeypatch.setattr(textfile, "_readable", swapped)
+    monkeypatch.setattr(files, "_made", swapped)
     made = Exporter(None, path)
     made.start(lambda: status(counted(), MODEL))
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o644

@@ -250,6 +250,22 @@ def test_what_is_not_said_of_the_input_is_not_done_and_noted_unless_the_graph_do
     assert (said in parsed.notes) is not compiled
 
 
+@pytest.mark.parametrize("threshold", [-2.0, -0.0001, 0, 0.0, 0.00004, 1.0001, 1.4, 3e38])
+def test_a_threshold_that_no_score_reaches_or_falls_below_is_noted(threshold):
+    said = (
+        f"The threshold is {threshold:g}, and scores are reported clipped to 0..1: only is_anomalous is to be compared."
+    )
+    for content in (packages.manifest(threshold=threshold), both(threshold=threshold)):
+        parsed = manifest.parse(content)
+        assert parsed.stage.threshold == threshold
+        assert parsed.notes.count(said) == 1
+
+
+@pytest.mark.parametrize("threshold", [0.0001, 0.5, 0.7021560668945312, 1, 1.0, 1.00004])
+def test_any_other_threshold_is_not(threshold):
+    assert not any("threshold" in note for note in manifest.parse(packages.manifest(threshold=threshold)).notes)
+
+
 def test_ids_that_are_nowhere_are_never_guessed():
     content = packages.manifest(class_normal_ids=None)
     content["model_graph"]["image_level_classes"] = {}

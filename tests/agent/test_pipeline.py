@@ -161,6 +161,21 @@ def test_confidence_of_scores_out_of_range():
     assert pipeline.confidence(np.float32(-1.0), False) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("threshold", "raw", "anomalous", "reported"),
+    [(-2.0, -3.0, False, 0.0), (-2.0, -1.5, True, 0.0), (1.4, 1.5, True, 1.0), (1.4, 1.3, False, 1.0)],
+)
+def test_a_threshold_beyond_0_to_1_is_compared_with_the_score_before_it_is_clipped(threshold, raw, anomalous, reported):
+    """As where the score is the mean of a mask's logits; the package notes that the reported one tells less."""
+    content = packages.manifest(
+        classification=False, segmentation=True, pixel_names=("background", "dent"), threshold=threshold
+    )
+    parsed = manifest.parse(content)
+    verdict, _ = pipe(parsed, Echo(np.full((1, 2, 8, 8), raw))).judge(picture(64, 64))
+    assert (verdict.is_anomalous, verdict.score, verdict.threshold) == (anomalous, reported, threshold)
+    assert any("only is_anomalous is to be compared" in note for note in parsed.notes)
+
+
 @pytest.mark.parametrize("marks", [[(3, 5), (40, 44)], [(0, 64), (10, 11)], [(63, 64), (0, 1), (0, 0), (20, 30)]])
 def test_a_mask_has_nothing_of_the_one_before(marks):
     """Rows of another image's anomalies, of all rows, of none: each mask as if it were the first."""

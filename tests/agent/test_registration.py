@@ -1,8 +1,10 @@
 """Registry entries: who may have written one, what it must say, and where its package may be."""
 
+import errno
 import json
 import os
 import shutil
+import socket
 import zipfile
 from pathlib import Path
 
@@ -80,9 +82,39 @@ class TestReading:
         with pytest.raises(EntryRefused, match="longer than 4096 bytes"):
             self.read(tmp_path)
 
+    def test_a_socket(self, tmp_path):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "board.json"))
+            with pytest.raises(EntryRefused, match="it is no regular file; write a plain file"):
+                self.read(tmp_path)
+
     def test_one_that_is_gone(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             self.read(tmp_path)
+
+    @pytest.mark.parametrize("number", registration.NO_ENTRY, ids=errno.errorcode.get)
+    def test_one_that_is_itself_at_fault(self, tmp_path, monkeypatch, number):
+        self.fail(monkeypatch, number)
+        with pytest.raises(EntryRefused, match=r"^it .*; write a plain file$"):
+            self.read(tmp_path)
+
+    @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
+    def test_a_fault_of_the_system_is_not_the_entrys(self, tmp_path, monkeypatch, number):
+        self.fail(monkeypatch, number)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            self.read(tmp_path)
+
+    @staticmethod
+    def fail(monkeypatch, number: int) -> None:
+        """Let the entry be one that cannot be opened."""
+        real = os.open
+
+        def opened(path, *more, **options):
+            if path == "board.json":
+                raise OSError(number, os.strerror(number))
+            return real(path, *more, **options)
+
+        monkeypatch.setattr(os, "open", opened)
 
 
 class TestParsing:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from contextlib import closing
 
 import pytest
 
@@ -34,8 +33,7 @@ def process() -> Process:
 def trimmer(process):
     made = Trimmer(process.give_back, lambda: process.has, QUIET)
     made.start()
-    with closing(made):
-        yield made
+    return made
 
 
 def test_what_is_left_is_given_back_when_it_is_quiet(process, trimmer):
@@ -50,28 +48,26 @@ def test_not_while_messages_come(process):
     """They come for longer than it is to be quiet, and far more often; what they may need is not too much."""
     trimmer = Trimmer(process.give_back, lambda: process.has, 10 * QUIET, steady=QUIET)
     trimmer.start()
-    with closing(trimmer):
-        process.has += TOO_MUCH
-        for _ in range(15):
-            trimmer.answered(LARGE)
-            time.sleep(QUIET)
-            assert process.given == []
-        until(lambda: process.given, "memory is given back")
+    process.has += TOO_MUCH
+    for _ in range(15):
+        trimmer.answered(LARGE)
+        time.sleep(QUIET)
+        assert process.given == []
+    until(lambda: process.given, "memory is given back")
 
 
 def test_what_is_far_too_much_is_given_back_while_they_come_now_and_then(process):
     """A stream without an end, of which each message leaves more than there may be."""
     trimmer = Trimmer(process.give_back, lambda: process.has, 10 * QUIET, steady=3 * QUIET)
     trimmer.start()
-    with closing(trimmer):
-        began = time.monotonic()
-        while len(process.given) < 3:
-            process.has = process.floor + TOO_MUCH + 1
-            trimmer.answered(LARGE)
-            time.sleep(QUIET / 5)
-            assert time.monotonic() - began < 30, "nothing is given back"
-        # Each time all calls wait.
-        assert time.monotonic() - began >= 3 * 3 * QUIET
+    began = time.monotonic()
+    while len(process.given) < 3:
+        process.has = process.floor + TOO_MUCH + 1
+        trimmer.answered(LARGE)
+        time.sleep(QUIET / 5)
+        assert time.monotonic() - began < 30, "nothing is given back"
+    # Each time all calls wait.
+    assert time.monotonic() - began >= 3 * 3 * QUIET
     assert threading.current_thread() not in process.given
 
 
@@ -95,31 +91,29 @@ def test_all_is_given_back_when_no_image_comes_any_more(process):
     """However small, and each time anew; nothing while they come, nor for messages without an image."""
     trimmer = Trimmer(process.give_back, lambda: process.has, QUIET, idle=10 * QUIET)
     trimmer.start()
-    with closing(trimmer):
-        for number in range(1, 3):
-            process.has += 1
-            for take_note in (trimmer.received, trimmer.answered) * 8:
-                take_note(IMAGE)
-                time.sleep(QUIET)
-                assert len(process.given) == number - 1
-            until(lambda number=number: len(process.given) == number, "memory is given back")
-        assert process.has == process.floor
-        trimmer.received(IMAGE - 1)
-        trimmer.answered(IMAGE - 1)
-        time.sleep(15 * QUIET)
-        assert len(process.given) == 2
+    for number in range(1, 3):
+        process.has += 1
+        for take_note in (trimmer.received, trimmer.answered) * 8:
+            take_note(IMAGE)
+            time.sleep(QUIET)
+            assert len(process.given) == number - 1
+        until(lambda number=number: len(process.given) == number, "memory is given back")
+    assert process.has == process.floor
+    trimmer.received(IMAGE - 1)
+    trimmer.answered(IMAGE - 1)
+    time.sleep(15 * QUIET)
+    assert len(process.given) == 2
 
 
 def test_large_messages_are_followed_by_all_being_given_back(process):
     trimmer = Trimmer(process.give_back, lambda: process.has, QUIET, idle=10 * QUIET)
     trimmer.start()
-    with closing(trimmer):
-        process.has += KEPT + 1
-        process.floor += 1
-        trimmer.received(LARGE)
-        until(lambda: process.given, "what is more than is kept is given back")
-        process.floor -= 1
-        until(lambda: process.has == process.floor, "all is given back")
+    process.has += KEPT + 1
+    process.floor += 1
+    trimmer.received(LARGE)
+    until(lambda: process.given, "what is more than is kept is given back")
+    process.floor -= 1
+    until(lambda: process.has == process.floor, "all is given back")
 
 
 def test_each_time_that_there_is_more_it_is_given_back(process, trimmer):

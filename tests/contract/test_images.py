@@ -84,6 +84,15 @@ def test_inline_rows_padded_to_4_bytes(detect):
     check_inline_mask(result)
 
 
+def test_mask_parameters_without_a_handle_ask_for_an_inline_mask(agent):
+    asked = request("board", WIDTH, HEIGHT, PIXELS.tobytes())
+    asked.anomaly_mask_params.SetInParent()
+    assert asked.HasField("anomaly_mask_params")
+    result = good(outcome(agent.stub().DetectAnomalies, asked))
+    assert result.anomaly_mask.WhichOneof("data") == "byte_data"
+    check_inline_mask(result)
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("offset", [0, 1, 4096, 10_001])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -206,6 +215,21 @@ BAD = {
     "mask offset, classification": (
         ("part", WIDTH, HEIGHT, PIXELS.tobytes()),
         {"mask": ("/x", SIZE, 2**63)},
+        ["offset"],
+    ),
+    "legacy mask size": (
+        ("board", WIDTH, HEIGHT, PIXELS.tobytes()),
+        {"legacy_mask": ("/x", SIZE - 1)},
+        ["anomaly_mask_params", str(SIZE)],
+    ),
+    "legacy mask offset": (
+        ("board", WIDTH, HEIGHT, PIXELS.tobytes()),
+        {"legacy_mask": ("/x", SIZE, 2**63)},
+        ["anomaly_mask_params", "offset"],
+    ),
+    "legacy mask offset, classification": (
+        ("part", WIDTH, HEIGHT, PIXELS.tobytes()),
+        {"legacy_mask": ("/x", SIZE, 2**63)},
         ["offset"],
     ),
     "missing mask segment": (

@@ -122,11 +122,15 @@ def test_of_equal_logits_the_first_class_wins(tmp_path, classes):
     logits = np.random.default_rng(4).integers(0, 3, (classes, 16, 18)).astype(np.float32)
     logits[:, 0] = -0.0
     logits[:, 0, ::2] = 0.0
+    logits[:, 1] = np.where(np.arange(classes) < 1, -1.0, 3.0)[:, None]
+    logits[:, 2] = np.where(np.arange(classes) < classes - 1, 3.0, -1.0)[:, None]
     parsed = networks.parsed(pixel_classes=classes)
     model = onnx.load_model_from_string(packages.constant([0.25, 0.75], logits, SIZE))
     said = compare(model, parsed, tmp_path, images=networks.pictures(1))
     assert np.array_equal(said[0][1].small, logits.argmax(axis=0))
-    assert (said[0][1].small[0] == 0).all()
+    assert (said[0][1].small[0] == 0).all(), "of all of them"
+    assert (said[0][1].small[1] == 1).all(), "of all but the first"
+    assert (said[0][1].small[2] == 0).all(), "of all but the last"
 
 
 @pytest.mark.parametrize("raw", [None, [100, 90], [64, 72]])

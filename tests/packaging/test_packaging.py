@@ -593,6 +593,20 @@ def test_a_classification_model_may_take_any_size(tmp_path, unmeasured):
         networks.package(source, tmp_path / "again", tmp_path / "other", colours={"dent": "#FF2EDC"})
 
 
+@pytest.mark.parametrize("said", ["nothing", None, {}, {"names": None}], ids=str)
+def test_a_classification_model_need_not_say_which_types_a_mask_has(tmp_path, unmeasured, said):
+    folder = source_of(tmp_path / "source", networks.mochi(pixel_classes=0), pixel_classes=0)
+    content = networks.content(pixel_classes=0)
+    del content["model_graph"]["pixel_level_classes"]
+    if said != "nothing":
+        content["model_graph"]["pixel_level_classes"] = said
+    (folder / "manifest.json").write_text(json.dumps(content))
+    networks.package(folder, tmp_path / "work", tmp_path / "out")
+    manifest, judge = judge_of(tmp_path / "out")
+    assert (manifest.classes, manifest.block.class_names) == ((), ())
+    assert judge.judge(networks.pictures(1)[0])[1] is None
+
+
 def damaged(weight: str, value: float) -> onnx.ModelProto:
     model = networks.mochi()
     for one in model.graph.initializer:

@@ -232,9 +232,8 @@ def _temporary(store: int) -> tuple[int, str]:
     while True:
         name = f".{os.urandom(8).hex()}.new"
         fd = os.open(name, WRITING_FLAGS, 0o600, dir_fd=store)
-        with contextlib.suppress(
-            OSError
-        ):  # not every file system has locks; there it might be swept, and the write fail
+        # Not every file system has locks; there it might be swept, and the write fail.
+        with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return fd, name

@@ -69,8 +69,7 @@ class OrtSession:
             raise PackageRefused(f"The model must have one float32 input (uint8 when compiled); it has: {listed}.")
         self._input = inputs[0].name
         self._binding: Binding | None = None
-        self._running = ort.RunOptions()
-        self._running.log_severity_level = FATAL_ONLY
+        self._running = _run_options()
         self.input_dtype = INPUT_TYPES[inputs[0].type]
 
     def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
@@ -83,8 +82,7 @@ class OrtSession:
 
         """
         # New ones for each run: those of a run that was ended would end the next one, too.
-        self._running = ort.RunOptions()
-        self._running.log_severity_level = FATAL_ONLY
+        self._running = _run_options()
         try:
             if self._device:
                 return self._run_bound(tensor)
@@ -141,6 +139,12 @@ def _check_installed(options: SessionOptions) -> None:
     wanted = ort_options.WANTED[accelerator]
     if accelerator != "cpu" and wanted not in ort.get_available_providers():
         raise AcceleratorMissing(f"ONNX Runtime here has no {wanted}; {extra(accelerator)}.")
+
+
+def _run_options() -> Any:
+    options = ort.RunOptions()
+    options.log_severity_level = FATAL_ONLY
+    return options
 
 
 def _settings(model: ModelFiles, options: SessionOptions) -> Any:

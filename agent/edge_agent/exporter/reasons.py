@@ -2,11 +2,8 @@
 
 from collections.abc import Iterator
 
-from edge_agent.errors import EdgeAgentError, InvalidArgument, InvalidName, ModelNotFound
+from edge_agent.errors import NAMELESS, EdgeAgentError, InvalidArgument
 from edge_agent.metrics import OK
-
-# The errors of calls that name no deployed model, which are counted under an empty name.
-NAMELESS = (InvalidName, ModelNotFound)
 
 
 def kinds(of: type[EdgeAgentError] = EdgeAgentError) -> Iterator[type[EdgeAgentError]]:

@@ -1,17 +1,18 @@
 """The metrics as a text file that is whole at any instant, for node_exporter's textfile collector."""
 
-import contextlib
 import logging
-import os
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from edge_agent.files import replacing
 from edge_agent.repeated import Repeated
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 15.0
+# For node_exporter, which is another user.
+READABLE = 0o644
 
 
 class MetricsFile:
@@ -39,16 +40,9 @@ class MetricsFile:
         beside = self._path.with_name(f".{self._path.name}.new")
         try:
             data = generate_latest(self._registry)
-            with contextlib.suppress(FileNotFoundError):
-                beside.unlink()
-            with open(beside, "xb", opener=_readable) as file:
-                # Whatever the umask is: node_exporter is another user. By its name it may be another's file by now.
-                os.fchmod(file.fileno(), 0o644)
+            with replacing(self._path, beside, READABLE) as file:
                 file.write(data)
-            beside.replace(self._path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
             self._complain(f"{self._path} cannot be written ({error.strerror}); it is tried again.")
         except Exception:
             logger.exception("The metrics could not be collected; it is tried again.")
@@ -60,7 +54,3 @@ class MetricsFile:
         if sentence != self._told:
             self._told = sentence
             logger.warning("metrics_file: %s", sentence)
-
-
-def _readable(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
