@@ -81,10 +81,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to judge: in its segment, or in the inbox. A mask goes to its segment, or into the outbox."""
+    """One image to judge: in its segment, or in the inbox. A mask goes to its segment, or into the outbox.
+
+    `number` is its place among those of its slot, counted from 1; who hands it to the slot sets it.
+    """
 
     image: Image
     mask: Segment | None
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,18 @@ class Refused:
 class Broken:
     """The GPU failed in the middle of a job: the worker ends, and the job with it; the reason is for operators."""
 
+    number: int
     reason: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The verdict; `inline_mask` is the number of bytes of the mask in the outbox, `stages` the seconds of each of STAGES."""
+    """The verdict on the job of that number.
 
+    `inline_mask` is how many bytes of the mask are in the outbox, `stages` the seconds of each of STAGES.
+    """
+
+    number: int
     verdict: Verdict
     inline_mask: int
     stages: tuple[float, ...] = (0.0,) * len(STAGES)
@@ -132,8 +141,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """The job failed with an error that is meant for the caller."""
+    """The job of that number failed with an error that is meant for the caller."""
 
+    number: int
     error: type[EdgeAgentError]
     text: str
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from edge_agent import bitmaps, log, malloc, readiness, state, watchdog
 from edge_agent.accepted import AcceptedCalls
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 CONTROL_THREADS = 16
 CUT_OFF_PATIENCE = 0.5
+# What calls get to end when all is gone that they could wait for, but a disk that does not answer.
+STUCK_PATIENCE = 0.5
 # Room for an RGBA frame of the largest size, so that its sender is told of the mistake and not of a limit.
 LARGEST_MESSAGE = bitmaps.LARGEST_IMAGE // 3 * 4 + (1 << 20)
 GRPC_OPTIONS = (
@@ -86,6 +88,12 @@ def _tell_room_for_frames() -> None:
     )
 
 
+def leave() -> NoReturn:
+    """End the process at once, with exit code 0, whatever its threads do."""
+    logging.shutdown()
+    os._exit(0)
+
+
 class EndSignal:
     """SIGTERM or SIGINT, waited for; a second one ends the process at once."""
 
@@ -121,11 +129,15 @@ class Agent:
         self._settings = settings
         self._ending = EndSignal()
         self._threads = settings.max_calls + CONTROL_THREADS
+        self._pool: Pool | None = None
         self._version = version("vision-edge-agent")  # which reads the disk
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
-    def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; return the exit code. Raises AgentRefused when it cannot start."""
+    def run(self) -> bool:
+        """Serve until SIGTERM or SIGINT; raise AgentRefused when it cannot start.
+
+        Returns whether calls are stuck for which the interpreter would wait for ever: then `leave` is to end the process.
+        """
         settings = self._settings
         if os.geteuid() == 0 and not settings.allow_root:
             raise AgentRefused(REFUSES_ROOT)
@@ -159,8 +171,11 @@ class Agent:
         finally:
             served.release()
             folder.release()
+        stuck = self._pool is not None and not self._pool.end(STUCK_PATIENCE)
+        if stuck:
+            logger.warning("Calls are stuck, as on a disk that does not answer; the agent ends without them.")
         logger.info("Ended.")
-        return 0
+        return stuck
 
     def _registry(self, folder: state.StateFolder) -> Registry | None:
         settings = self._settings
@@ -258,8 +273,8 @@ class Agent:
         from edge_agent import health, service
 
         # A waiting call holds a thread, so control calls get threads that detections can never take.
-        pool = Pool(self._threads, "call")
-        server = grpc.server(pool, options=GRPC_OPTIONS)
+        self._pool = Pool(self._threads, "call")
+        server = grpc.server(self._pool, options=GRPC_OPTIONS)
         calls = service.EdgeAgentService(models, accepted, self._settings.inline_mask_limit)
         healthy = health.Health(models)
         trimmer = Trimmer()

@@ -94,7 +94,16 @@ class Serving:
     def call(
         self, prepare: Prepare, inline: Pixels | None, deadline: float | None, turn: Turn
     ) -> tuple[Manifest, Answer, bytes | None]:
-        """Wait for the worker and let it judge one image; return the manifest it was judged by, and the inline mask.
+        """Wait for the worker and let it judge one image.
+
+        What comes back is the manifest it was judged by, the verdict, and the bytes of the mask (height x width x 3, uint8),
+        None where there is none or it went into the client's segment.
+
+        Args:
+            prepare: makes the job for the manifest that is to judge it; called again with each worker that the call comes to.
+            inline: the image's bytes, unless they are in the client's segment.
+            deadline: seconds of time.monotonic() after which nobody waits for the answer any more, or None.
+            turn: the caller's place in the queue; its `give_up` ends the wait.
 
         Raises:
             CannotKeepUp: too many calls wait, or the deadline passed.
@@ -195,7 +204,8 @@ class Serving:
         self._ended.set()
         self._starter.end(cause)
         self._queue.close(lambda: WorkerCrashed(_ended(cause)))
-        worker = self._worker
+        with self._lock:  # one that is put in its place comes before this, or is late
+            worker = self._worker
         if worker:
             worker.kill(cause)
             worker.wait()
@@ -375,9 +385,10 @@ class Serving:
             return following, self._starter.start(following)
 
     def _fail(self, told: str, detail: str) -> None:
-        if self._ended.is_set():
-            return
-        self._ended.set()
+        with self._lock:
+            if self._ended.is_set() or self._worker:  # a swap has just put one in its place
+                return
+            self._ended.set()
         # The state is there for all to see before any caller knows.
         self._failed(self, detail)
         self._queue.close(lambda: WorkerCrashed(told))

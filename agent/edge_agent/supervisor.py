@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import select
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -46,6 +48,11 @@ DEATH_PATIENCE = 5.0
 # What a model that hangs gets to end the run at the runtime's own word, and its process to dump its stacks.
 TERMINATE_PATIENCE = 1.0
 ABORT_PATIENCE = 2.0
+# What the kernel gets to end a process that was killed: far more than it takes, but where a driver or a disk that does not
+# answer holds the process in it, which may be for ever.
+KILL_PATIENCE = 5.0
+# The most that poll(2) takes, 24 days.
+LONGEST_POLL = (1 << 31) - 1
 # What multiprocessing gives when the forkserver could not tell a child's exit code any more.
 UNKNOWN_EXIT = 255
 # More files than it takes to start a process, since connections may take some in the same instant.
@@ -139,8 +146,16 @@ class _Slot:
         self._poller.register(pipe.fileno(), select.POLLIN)
 
     def answers(self, timeout: float) -> bool:
-        """Return whether there is an answer, or the end of the process, within `timeout` seconds."""
-        return bool(self._poller.poll(math.ceil(1000 * timeout)))
+        """Return whether there is an answer, or the end of the process, within `timeout` seconds, at most 24 days."""
+        return bool(self._poller.poll(math.ceil(min(1000 * timeout, LONGEST_POLL))))
+
+    def hang_up(self) -> None:
+        """Let whoever waits for an answer find that none will come."""
+        one = socket.socket(fileno=self.pipe.fileno())
+        try:
+            one.shutdown(socket.SHUT_RDWR)
+        finally:
+            one.detach()
 
     def close(self) -> None:
         """Close the pipe and the memory."""
@@ -164,7 +179,10 @@ class Worker:
         self._name = found.name
         self._call_timeout = call_timeout
         self._cause = ""
-        self._dead = threading.Event()
+        # It has been killed, or has ended; it has ended, or was given up.
+        self._ending, self._dead = threading.Event(), threading.Event()
+        self._give_up_at = 0.0
+        self._gone = self._released = False
         self._lock = threading.Lock()
         with contextlib.ExitStack() as opened:
             try:
@@ -225,8 +243,12 @@ class Worker:
         limit, setting = timeout, "load_timeout"
         while True:
             left = begin + limit - time.monotonic()
-            if left <= 0 or not first.answers(left):
+            if left <= 0:
                 self._abort(first, f"it did not load within {limit:g} s ({setting})")
+            if not first.answers(min(left, KILL_PATIENCE)):
+                if self._ending.is_set():  # by somebody who may not wait for its end
+                    raise self._died(first)
+                continue
             answer = self._receive(first)
             if not isinstance(answer, Progress):
                 return answer
@@ -255,18 +277,17 @@ class Worker:
         one.jobs += 1
         one.hung = False
         try:
-            one.pipe.send(job)
+            one.pipe.send(replace(job, number=one.jobs))
         except OSError:
             raise WorkerDied(str(self._died(one)), unasked=True) from None
         if not one.answers(timeout):
             self._end_hanging_job(slot, f"it did not answer within {timeout:g} s (call_timeout)")
-        answer = self._receive(one)
+        answer = self._answer(one)
         if isinstance(answer, Failure):
             raise answer.error(answer.text)
         if isinstance(answer, Broken):
             self.kill(f"its GPU failed: {answer.reason.rstrip('.')}")
             raise self._died(one)
-        assert isinstance(answer, Answer)
         return answer, os.pread(one.outbox, answer.inline_mask, 0) if answer.inline_mask else None
 
     def stop(self) -> None:
@@ -282,12 +303,21 @@ class Worker:
         self._signal(signal.SIGKILL, cause)
 
     def wait(self) -> str:
-        """Wait until the process has ended; return how it ended."""
-        self._dead.wait()
+        """Wait until the process has ended, or was killed and the kernel holds it; return how it ended."""
+        self._ending.wait()
+        if not self._dead.wait(self._give_up_at - time.monotonic()):
+            self._give_up()
         return self._cause
 
     def release(self) -> None:
-        """Close the pipes and the shared memory, after the process has ended."""
+        """Close the pipes and the shared memory, after the process has ended: if it was given up, when it does end."""
+        with self._lock:
+            self._released = True
+            if not self._gone:
+                return
+        self._close()
+
+    def _close(self) -> None:
         for one in self._slots:
             one.close()
         os.close(self._tell)
@@ -303,8 +333,9 @@ class Worker:
             one.close()
         with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
             os.kill(self._pid, signal.SIGKILL)
-        self._process.join()
-        self._process.close()
+        self._process.join(KILL_PATIENCE)
+        with contextlib.suppress(ValueError):  # the kernel holds it
+            self._process.close()
 
     def _signal(self, number: int, cause: str) -> None:
         with self._lock:
@@ -312,6 +343,20 @@ class Worker:
                 self._cause = self._cause or cause
                 with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                     os.kill(self._pid, number)
+                if number == signal.SIGKILL and not self._ending.is_set():
+                    self._give_up_at = time.monotonic() + KILL_PATIENCE
+                    self._ending.set()
+
+    def _give_up(self) -> None:
+        """Go on as if the process had ended, which was killed and does not."""
+        with self._lock:
+            if self._dead.is_set():
+                return
+            self._cause += ", and it could not be ended: the kernel holds it"
+            self._dead.set()
+            for one in self._slots:
+                one.hang_up()
+        logger.error("%s: process %d was killed, but the kernel holds it; it is given up.", self._name, self._pid)
 
     def _end_hanging_job(self, slot: int, cause: str) -> None:
         """Let the runtime end the job, so that there is an answer; end the process where that does not help."""
@@ -336,19 +381,32 @@ class Worker:
         except (EOFError, OSError):
             raise self._died(slot) from None
 
+    def _answer(self, slot: _Slot) -> Answer | Failure | Broken:
+        """Return what has become of the slot's last job; raise WorkerDied where it is another's, which nobody may have."""
+        answer = self._receive(slot)
+        if not isinstance(answer, Answer | Failure | Broken) or answer.number != slot.jobs:
+            self.kill("it answered another job than the last that it was given")
+            raise self._died(slot)
+        return answer
+
     def _died(self, slot: _Slot) -> WorkerDied:
-        if not self._dead.wait(DEATH_PATIENCE):
+        if not self._ending.wait(DEATH_PATIENCE):
             self.kill("it closed its pipe")
-            self._dead.wait()
-        return WorkerDied(self._cause, hung=slot.hung)
+        return WorkerDied(self.wait(), hung=slot.hung)
 
     def _watch(self) -> None:
         wait([self._process.sentinel])
         self._process.join()
         with self._lock:
             self._cause = self._cause or _how_it_ended(self._process.exitcode)
+            self._gone = True
+            was_released = self._released
             self._dead.set()
+            self._ending.set()
             self._process.close()
+        if was_released:
+            logger.warning("%s: process %d, which was given up, has ended.", self._name, self._pid)
+            self._close()
 
 
 def _check_files() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 
@@ -40,6 +41,17 @@ class Pool(futures.ThreadPoolExecutor):
         self._refused = 0
         super().__init__(most, thread_name_prefix=name)
         self.submit(int).result()
+
+    def end(self, timeout: float) -> bool:
+        """Take no more work; return whether all threads have ended within `timeout` seconds.
+
+        The interpreter waits for those that have not, however long.
+        """
+        self.shutdown(wait=False)
+        give_up = time.monotonic() + timeout
+        for one in self._threads:
+            one.join(max(0.0, give_up - time.monotonic()))
+        return not any(one.is_alive() for one in self._threads)
 
     def _adjust_thread_count(self) -> None:
         while self._refused and self._idle_semaphore.acquire(blocking=False):

@@ -138,7 +138,9 @@ def _frames(pipe: Connection) -> Frames:
 
 def _map(fd: int, protection: int) -> NDArray[np.uint8]:
     """Return the memory that is shared with the agent, as large as the largest image."""
-    return np.frombuffer(mmap.mmap(fd, bitmaps.LARGEST_IMAGE, prot=protection), np.uint8)
+    memory = mmap.mmap(fd, bitmaps.LARGEST_IMAGE, prot=protection)
+    os.close(fd)  # the mapping has one of its own
+    return np.frombuffer(memory, np.uint8)
 
 
 def _load(found: Found, options: SessionOptions, frames: list[Frames], tell: Tell) -> "_Model | Refused":
@@ -230,14 +232,15 @@ class _Slot:
         self._frame: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._mask: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._copied = 0.0
-        self._jobs = 0
-        self._busy = self._ended = False
+        # The number of the job in hand; 0 is none.
+        self._job = 0
+        self._ended = False
         self._lock = threading.Lock()
 
     def end(self, job: int) -> None:
         """End the run of a job, if it still runs."""
         with self._lock:  # so that it cannot be the next job's run that is ended
-            if self._busy and self._jobs == job:
+            if self._job == job:
                 self._ended = True
                 self._session.terminate()
 
@@ -247,11 +250,10 @@ class _Slot:
         Only after a failure of the GPU, which is Broken, there is no next one.
         """
         with self._lock:
-            self._jobs += 1
-            self._busy, self._ended = True, False
+            self._job, self._ended = job.number, False
         answer = self._judge(job)
         with self._lock:
-            self._busy = False
+            self._job = 0
         return answer
 
     def _judge(self, job: Job) -> Answer | Failure | Broken:
@@ -259,25 +261,28 @@ class _Slot:
             return self._do(job)
         except EdgeAgentError as error:
             if self._ended:
-                return Failure(InferenceHung, "The model did not answer within its call_timeout and was interrupted.")
+                text = "The model did not answer within its call_timeout and was interrupted."
+                return Failure(job.number, InferenceHung, text)
             if isinstance(error, InferenceFailed) and error.cause:
                 logger.warning("%s: the model failed on an image: %s", self._name, error.cause, extra=LIMITED)
-            return Failure(type(error), str(error))
+            return Failure(job.number, type(error), str(error))
         except AcceleratorFailed as failure:
             logger.error("%s: the GPU failed, and the process ends: %s", self._name, failure)  # noqa: TRY400  (no traceback)
-            return Broken(str(failure))
+            return Broken(job.number, str(failure))
         except MemoryError as error:
             logger.warning("%s: the model ran out of memory on an image: %s", self._name, error)
-            return Failure(InferenceFailed, "The model ran out of memory on the image.")
+            return Failure(job.number, InferenceFailed, "The model ran out of memory on the image.")
         except Exception:  # the boundary: the cause belongs into the log, not to the caller
             logger.exception("%s: the model failed on an image", self._name, extra=LIMITED)
-            return Failure(InferenceFailed, "The model failed on the image; the agent's log has the cause.")
+            text = "The model failed on the image; the agent's log has the cause."
+            return Failure(job.number, InferenceFailed, text)
 
     def _do(self, job: Job) -> Answer:
         begin = time.perf_counter()
         verdict, inline_mask = self._judged(job)
         marks = (begin, self._copied, self._timed.begin, self._timed.end, time.perf_counter())
-        return Answer(verdict, inline_mask, tuple(end - start for start, end in itertools.pairwise(marks)))
+        stages = tuple(end - start for start, end in itertools.pairwise(marks))
+        return Answer(job.number, verdict, inline_mask, stages)
 
     def _judged(self, job: Job) -> tuple[Verdict, int]:
         """Return the verdict, and how many bytes of the mask are in the outbox."""

@@ -1,14 +1,21 @@
-"""The process's beginning and end: what is told of /dev/shm, and a signal that is seen whenever it comes."""
+"""The process's beginning and end: what is told of /dev/shm, a signal that is seen whenever it comes, and calls that hang."""
 
 import math
 import subprocess
 import sys
+from contextlib import closing
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from edge_agent import bitmaps, config, server
+from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent.metrics import Metrics
+from support import packages
+from support.agent import Agent, alive, serving
+from support.sabotage import sabotaged
+from support.waiting import until
 
 # Sends SIGTERM at the n-th line that runs after the wait has begun, in whatever function that is; a wait that has not
 # begun to block by then gets it from outside.
@@ -105,3 +112,42 @@ def test_the_version_is_asked_for_once(monkeypatch):
         status = agent._status(models, Metrics())
         assert status["agent"]["version"] == "1.2.3"
     assert asked == ["vision-edge-agent"]
+
+
+# The disk answers no more when a package is looked at once again, as it is when its model is started.
+DEAD_DISK = """
+import threading
+from edge_agent import packages
+def hang(*_):
+    print("It hangs.", flush=True)
+    threading.Event().wait()
+packages.look_again = hang
+"""
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["who waits", "who has gone"])
+def test_a_call_that_is_stuck_does_not_keep_the_agent(folder, gone):
+    packages.segmenter(folder / "models" / "board")
+    with closing(Agent(folder / "models", drain_timeout=0.2, scan_interval=3600)) as agent:
+        agent.start(**sabotaged(folder, DEAD_DISK))
+        forkserver = agent.forkserver()
+        call = agent.stub().StartModel.future(pb2.StartModelRequest(model_component="board"), timeout=1 if gone else 60)
+        until(lambda: "It hangs." in agent.log(), "the call is stuck")
+        if gone:
+            with pytest.raises(grpc.RpcError):
+                call.result()
+        assert agent.stop() == 0
+        told = agent.log()
+        assert "Calls are stuck, as on a disk that does not answer; the agent ends without them." in told
+        assert told.rstrip().endswith("Ended.")
+        assert "Traceback" not in told
+        assert not agent.socket.exists()
+        until(lambda: not alive(forkserver), "the process that starts all workers has ended")
+
+
+def test_no_call_is_said_to_be_stuck_when_none_is(folder):
+    packages.segmenter(folder / "models" / "board")
+    with serving(folder / "models") as agent:
+        agent.run_model("board")
+        assert agent.stop() == 0
+        assert "stuck" not in agent.log()

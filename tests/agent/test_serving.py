@@ -74,7 +74,7 @@ class MadeUpWorker:
         fails, self._fails = self._fails, None
         if fails:
             raise fails
-        return Answer(Verdict(False, 1.0, 0.0, 0.5), 0), self.found.version.encode()
+        return Answer(1, Verdict(False, 1.0, 0.0, 0.5), 0), self.found.version.encode()
 
     def answer(self) -> None:
         """Let the call in hand be answered."""
@@ -747,6 +747,20 @@ class TestSwap:
         assert board.starter.started == ["1", "2"]
 
 
+    def test_that_comes_in_after_the_last_death_goes_on(self, fragile):
+        fail = fragile.serving._fail
+
+        def too_late(*told: str) -> None:
+            fragile.serving.swap(found("2"))
+            fail(*told)
+
+        fragile.serving._fail = too_late
+        fragile.worker.die()
+        until(lambda: fragile.took_over, "it has taken over")
+        assert Call(fragile).outcome == "2"
+        assert fragile.failed == []
+
+
 class TestFollowing:
     """A newer version is known, and the files of the one that runs are gone."""
 
@@ -901,6 +915,26 @@ class TestKill:
         board.serving.kill("the agent ends")
         assert failure(waits)[0] is WorkerCrashed
         assert board.failed == []
+
+    def test_reaches_a_worker_that_is_just_being_put_in_its_place(self, board, monkeypatch):
+        start, puts, may = threads.start, threading.Event(), threading.Event()
+
+        def take_long(*arguments: object) -> None:
+            puts.set()
+            assert may.wait(30)
+            start(*arguments)
+
+        monkeypatch.setattr(threads, "start", take_long)
+        swap = board.in_thread(board.serving.swap, found("2"))
+        assert puts.wait(30)
+        kill = board.in_thread(board.serving.kill, "the agent ends")
+        until(lambda: board.queue._over, "it has begun")
+        kill.join(0.2)  # else it might look too late to miss anything
+        may.set()
+        swap.join(30)
+        kill.join(30)
+        assert board.serving.worker is board.worker
+        assert board.worker._dead.is_set()
 
 
 class TestCounts:

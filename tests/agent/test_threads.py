@@ -76,6 +76,23 @@ class TestPool:
         for done in [pool.submit(together.wait, 30) for _ in range(3)]:
             done.result(30)
 
+    def test_it_ends_with_what_was_begun(self, pool):
+        together = threading.Barrier(3)
+        begun = [pool.submit(together.wait, 30) for _ in range(2)]
+        last = pool.submit(together.wait, 30)
+        assert pool.end(30)
+        assert all(one.done() for one in (*begun, last))
+        with pytest.raises(RuntimeError):
+            pool.submit(int)
+
+    def test_it_says_that_something_is_stuck(self, pool):
+        may = threading.Event()
+        stuck = pool.submit(may.wait, 30)
+        assert not pool.end(0.1)
+        may.set()
+        assert stuck.result(30)
+        assert pool.end(30)
+
     def test_without_a_single_thread_there_is_no_pool(self, monkeypatch):
         def refuse(_: object) -> None:
             raise RuntimeError("can't start new thread")

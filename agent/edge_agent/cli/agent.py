@@ -77,7 +77,7 @@ class _Refused(click.ClickException):
 
 @click.command()
 @_flags
-def serve(file: Path | None, **flags: Any) -> int:
+def serve(file: Path | None, **flags: Any) -> None:
     """Serve the models in the models folders until SIGTERM.
 
     Settings come from defaults < the YAML file < EDGE_AGENT_* variables < flags.
@@ -85,12 +85,14 @@ def serve(file: Path | None, **flags: Any) -> int:
     settings = _settings(file, flags)
     if not (settings.models or settings.registry or settings.scan):
         click.echo("warning: There will be no models: no folder for them is set; name one with --models.", err=True)
-    from edge_agent.server import Agent
+    from edge_agent import server
 
     try:
-        return Agent(settings).run()
+        stuck = server.Agent(settings).run()
     except AgentRefused as refusal:
         raise _Refused(str(refusal)) from None
+    if stuck:
+        server.leave()
 
 
 @click.command()
