@@ -746,7 +746,6 @@ class TestSwap:
         assert waits.outcome == "2"
         assert board.starter.started == ["1", "2"]
 
-
     def test_that_comes_in_after_the_last_death_goes_on(self, fragile):
         fail = fragile.serving._fail
 
