@@ -1,10 +1,9 @@
 """One deployed model: its package, its state, and its worker while it runs."""
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge_agent import lifecycle, packages, threads
@@ -13,17 +12,20 @@ from edge_agent.block import default_arn
 from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, Turn
 from edge_agent.config import Settings
-from edge_agent.errors import NotEnoughMemory, PackageRefused, WrongState, printable
+from edge_agent.deaths import WorkerDied
+from edge_agent.deployment import AGAIN, Deployment, is_it
+from edge_agent.errors import ModelNotFound, PackageRefused, WrongState, printable
 from edge_agent.jobs import Answer
 from edge_agent.lifecycle import State
 from edge_agent.manifest import Manifest
 from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
-from edge_agent.packages import Found, Signature
+from edge_agent.packages import Found
 from edge_agent.plan import TUNABLE, Place, Planner
 from edge_agent.serving import Prepare, Serving
+from edge_agent.spawner import Spawner
 from edge_agent.starter import Limits, NotStarted, Starter
-from edge_agent.supervisor import Spawner, Worker, WorkerDied
+from edge_agent.supervisor import Worker
 from edge_agent.threads import NoThread
 from edge_agent.ways import Ways
 
@@ -33,8 +35,7 @@ LONGEST_SETTLING_PAUSE = 1.0
 # Of what is told of a model, which may quote its files: ListModels must stay below the 4 MiB that clients take.
 LONGEST_MESSAGE = 2000
 AGENT_ENDS = "the agent ends"
-# What to do, where a cause says so itself, and where it does not: it is told once.
-AGAIN = "start the model again"
+# What to do, where a cause does not say so itself.
 START_AGAIN = " Start the model again."
 # Seconds after which it is told how old the last word of a model is that is being loaded.
 SILENT = 8.0
@@ -69,20 +70,17 @@ class Model:
         # How it is run from one start to the next.
         self._planner = Planner(self.name, settings, ledger, self._ways, tuned)
         self._lock = threading.Lock()
-        self._found = found
-        self._waiting: Found | None = None
-        self._notes: tuple[str, ...] = ()
-        self._state = State.FAILED if found.refusal else State.STOPPED
-        self._detail = found.refusal
+        self._deployment = Deployment(found)
+        self._state = State.STOPPED
+        self._detail = ""
         # When `_detail` was told by the worker that is being loaded, 0 where it was not.
         self._heard = 0.0
         self._starter: Starter | None = None
         self._serving: Serving | None = None
         self._swapping = False
-        # The package that could not take over, and why.
-        self._not_swapped: tuple[Signature, str] = ((), "")
         self._closing = False
-        self._log_deployed()
+        self._retired = False
+        self._take(found)
 
     @property
     def state(self) -> State:
@@ -92,29 +90,30 @@ class Model:
     @property
     def found(self) -> Found:
         """The package that is deployed: the one that is loaded, while one is."""
-        return self._found
+        return self._deployment.found
 
     @property
     def arn(self) -> str:
         """The model ARN of the package."""
-        package = self._found.package
-        return package.arn if package else default_arn(self.name, self._found.version)
+        found = self.found
+        return found.package.arn if found.package else default_arn(self.name, found.version)
+
+    @property
+    def most_calls(self) -> int:
+        """How many detections it may have in hand while it is loaded: those that wait, and those that are being judged."""
+        return int(self._settings.of_model(self.name, "queue_limit") + self._planner.chosen.slots)
 
     def describe(self) -> tuple[State, str]:
         """Return the state and the sentences that explain it, of one and the same instant."""
         with self._lock:
-            notes, detail = list(self._notes), self._detail
-            # While it is STARTING there is nothing to do about that yet.
-            if self._waiting and self._state is not State.STARTING:
-                notes.insert(0, self._about_waiting(self._waiting))
+            detail, notes = self._detail, self._deployment.told(self._state, self._detail)
+            if self._deployment.waiting and self._state is not State.STARTING:
                 detail = detail.removesuffix(START_AGAIN)
             worker = self._serving.worker if self._serving else None
             if worker and worker.fallback:
                 notes.insert(0, worker.fallback)
             if self._serving and self._serving.note:
                 notes.insert(0, self._serving.note)
-            if self._found.package and self._state is not State.FAILED:
-                notes.extend(self._found.package.notes)
             told = printable(" ".join(filter(None, [detail, self._silence(), *notes])))
             return self._state, told if len(told) <= LONGEST_MESSAGE else f"{told[:LONGEST_MESSAGE]}..."
 
@@ -133,10 +132,10 @@ class Model:
         worker = serving.worker if serving else None
         return {
             "model": self.name,
-            "version": self._found.version,
+            "version": self.found.version,
             "state": state.name,
             "message": message,
-            "package": str(self._found.folder),
+            "package": str(self.found.folder),
             "provider": worker.provider if worker else None,
             "accelerator": worker.accelerator if worker else None,
             "fallback": (worker.fallback if worker else "") or None,
@@ -146,37 +145,22 @@ class Model:
             "stages": self._metrics.stages(self.name),
         }
 
-    def _about_waiting(self, found: Found) -> str:
-        """Return what becomes of the package on disk; the lock must be held."""
-        changed = "The package on disk has changed since"
-        if self._state is State.FAILED:
-            return f"{changed}." if AGAIN in self._detail else f"{changed}; start the model to load it."
-        if self._state is not State.RUNNING:
-            return f"{changed}; it is loaded with the next start."
-        reason = found.refusal or (self._not_swapped[1] if self._not_swapped[0] == found.signature else "")
-        if reason:
-            return f"{changed}, and version {found.version} cannot take over: {reason} The one before goes on."
-        return f"{changed}; version {found.version} is loaded beside the one before, and then takes over."
-
     def deploy(self, found: Found, notes: tuple[str, ...]) -> bool:
         """Take note of the package that is on disk now; return whether it replaced the deployed one.
 
         A model that runs goes on with the package it was loaded from until the new one is loaded beside it and takes
         over, for good if that fails. One that failed while it had a good package keeps its cause until it is started.
         """
-        deployed = self._found
-        same = self._is_it(found, deployed)
+        deployed = self.found
+        same = is_it(found, deployed, self._moved)
         with self._lock:
-            self._notes = notes
-            if self._found is not deployed:
+            self._deployment.notes = notes
+            if self.found is not deployed:
                 return False  # a start has just read the package itself; the next look is compared with that
-            if _renamed(found, deployed):
-                self._found = found
-                same = True
-            if same:
+            if self._deployment.rename(found) or same:
                 self._wait_with(None)
                 return False
-            broken = self._state is State.FAILED and self._found.refusal
+            broken = self._state is State.FAILED and self.found.refusal
             if self._state is not State.STOPPED and not broken:
                 self._wait_with(found)
                 self._begin_swap(found)
@@ -186,15 +170,15 @@ class Model:
 
     def _wait_with(self, found: Found | None) -> None:
         """Note the package that is to follow the deployed one; the lock must be held."""
-        self._waiting = found
+        self._deployment.waiting = found
         if self._serving:
             self._serving.announce(found)
 
     def _begin_swap(self, found: Found) -> None:
         """Load a new package beside the one that runs, unless that has been tried; the lock must be held."""
-        if self._state is not State.RUNNING or self._serving is None or self._swapping or found.package is None:
+        if self._state is not State.RUNNING or self._serving is None or self._swapping:
             return
-        if self._not_swapped[0] == found.signature:
+        if found.package is None or self._deployment.why_not(found):
             return
         try:
             threads.start(f"swap-{self.name}", self._swap, self._serving, found)
@@ -206,7 +190,10 @@ class Model:
     def _swap(self, serving: Serving, found: Found) -> None:
         reason = ""
         try:
-            with self._admitted(found):
+            with self._planner.beside(found) as place:
+                with self._lock:
+                    if self._serving is serving:
+                        self._planner.keep_to(place)
                 serving.swap(found)
         except PackageRefused as refusal:
             reason = str(refusal)
@@ -220,49 +207,19 @@ class Model:
         with self._lock:
             self._swapping = False
             if reason and self._serving is serving:  # else it was stopped meanwhile
-                self._not_swapped = found.signature, reason
+                self._deployment.cannot_take_over(found, reason)
                 logger.warning("%s: version %s cannot take over: %s", self.name, found.version, reason)
-
-    @contextlib.contextmanager
-    def _admitted(self, found: Found) -> Iterator[None]:
-        """Keep memory for another package while it is loaded; raise PackageRefused where there is none."""
-        place, name = Place(), self._planner.beside(found)
-        try:
-            place = self._planner.reserve_gpu(found)
-            self._ledger.admit(name, self._planner.memory_needed(found))
-            yield
-        except NotEnoughMemory as refusal:
-            raise PackageRefused(str(refusal)) from None
-        finally:
-            place.settle()
-            self._ledger.settle(name)
 
     def _took_over(self, serving: Serving, found: Found) -> None:
         """Take note that another package judges the calls by now."""
         with self._lock:
             if self._serving is not serving:
                 return
-            self._found = found
+            self._deployment.found = found
             self._metrics.happened("swapped", self.name)
-            waiting = self._waiting
-            if waiting and (waiting.folder, waiting.signature) == (found.folder, found.signature):
+            if self._deployment.waits(found):
                 self._wait_with(None)
             logger.info("%s: version %s has taken over", self.name, found.version)
-
-    def _is_it(self, found: Found, deployed: Found) -> bool:
-        """Return whether what a look found is the deployed package, be it only on disk by now.
-
-        Looks settle later than a start reads, so what they have may be older than what is deployed.
-        """
-        if found.called != deployed.called:
-            return False
-        if (found.folder, found.signature) == (deployed.folder, deployed.signature):
-            return True
-        try:
-            now = packages.sign(deployed.folder, deployed.root)
-        except OSError:
-            return False
-        return self._moved(found).folder == deployed.folder and now == deployed.signature
 
     def running_manifest(self) -> Manifest:
         """Return the manifest of the loaded package; raise WrongState unless the model is RUNNING."""
@@ -281,6 +238,14 @@ class Model:
     ) -> tuple[Manifest, Answer, bytes | None]:
         """Wait for the worker and let it judge one image; return the manifest that it was judged by, and the inline mask.
 
+        The mask is its bytes (height x width x 3, uint8, RGB), None where it is in the client's segment or there is none.
+
+        Args:
+            prepare: makes the job for a manifest; called again where another package takes over while the call waits.
+            inline: the image's bytes (height x width x 3, uint8, RGB), None where they are in the client's segment.
+            deadline: time.monotonic() after which nobody waits for the answer any more, or None.
+            turn: the call's place in the queue; its `give_up` ends the wait.
+
         Raises:
             WrongState: the model is not RUNNING.
             CannotKeepUp: too many calls wait, or the deadline passed.
@@ -295,24 +260,24 @@ class Model:
         """Begin to load the model: the state reads STARTING when this returns.
 
         Raises:
+            ModelNotFound: it was removed.
             WrongState: the model is neither STOPPED nor FAILED.
             NotEnoughMemory: there is no room for it; the state stays as it was.
 
         """
         with self._lock:  # before the disk and a driver are asked, and again after that
-            lifecycle.require(self._state, "StartModel")
-            latest = self._waiting or self._found
+            self._require_startable()
+            latest = self._deployment.waiting or self.found
         self._ways.look_again()
         on_disk = self._on_disk(latest)
         place = self._planner.reserve_gpu(on_disk)
         try:
             with self._lock:
-                lifecycle.require(self._state, "StartModel")
+                self._require_startable()
                 self._ledger.admit(self.name, self._planner.memory_needed(on_disk))
                 settled = on_disk.signature == latest.signature
-                self._found, self._waiting = on_disk, None
-                self._not_swapped = (), ""
-                self._planner.begin()
+                self._deployment.begin(on_disk)
+                self._planner.begin(place)
                 self._starter = self._new_starter()
                 self._move(State.STARTING, "asked to start", detail="Loading the model.")
                 starter = self._starter
@@ -324,6 +289,12 @@ class Model:
         except NoThread as refusal:
             place.settle()
             self._not_loaded(f"The model was not loaded: {refusal}. Then {AGAIN}.")
+
+    def retire(self) -> bool:
+        """Make the model one that can never be started again, so that it may be removed; return whether its state allows it."""
+        with self._lock:
+            self._retired = self._state in (State.STOPPED, State.FAILED)
+            return self._retired
 
     def stop(self, cause: str = "asked to stop") -> None:
         """Let accepted calls finish, within drain_timeout, and unload the model; return when everything is released.
@@ -347,7 +318,7 @@ class Model:
                 self._move(State.STOPPED, "everything is released")
 
     def close(self) -> None:
-        """End the workers at once, for the end of the agent."""
+        """End the workers at once, for the end of the agent; `wait` waits until they have ended."""
         with self._lock:
             self._closing = True
             starter, serving = self._starter, self._serving
@@ -355,6 +326,11 @@ class Model:
             starter.end(AGENT_ENDS)
         if serving:
             serving.kill(AGENT_ENDS)
+
+    def wait(self) -> None:
+        """Wait for the end of a worker that `close` has ended, or until it is given up."""
+        if serving := self._serving:
+            serving.wait()
 
     def adopt(self, settings: Settings) -> None:
         """Go on with settings that changed while the agent runs: a queue at once, all else with the next worker."""
@@ -370,12 +346,11 @@ class Model:
         """Have calls served by the settings as they are now; the lock must be held."""
         serving.adopt(self._settings.of_model(self.name, "queue_limit"), self._budget())
 
-    def files_are_there(self) -> bool:
-        """Return whether the files of the deployed package are still where they were."""
-        try:
-            return packages.sign(self._found.folder, self._found.root) != ()
-        except OSError:
-            return False
+    def _require_startable(self) -> None:
+        """Raise ModelNotFound where the model was removed, and WrongState unless it may be started. The lock must be held."""
+        if self._retired:
+            raise ModelNotFound(self.name)
+        lifecycle.require(self._state, "StartModel")
 
     def _loaded(self, call: str) -> Serving:
         """Return what serves the calls; raise WrongState unless `call` is allowed and there is. The lock must be held."""
@@ -403,10 +378,8 @@ class Model:
 
     def _take(self, found: Found) -> None:
         """Replace the deployed package, which nothing uses; a new deployment begins STOPPED, a broken one FAILED."""
-        self._found, self._waiting = found, None
-        self._state = State.FAILED if found.refusal else State.STOPPED
+        self._state = self._deployment.take(found)
         self._detail = found.refusal
-        self._log_deployed()
 
     def _load(self, starter: Starter, settled: bool, place: Place) -> None:
         """Start the worker and wait for it; the thread behind STARTING."""
@@ -439,13 +412,13 @@ class Model:
         self._ledger.settle(self.name)
         queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._planner.chosen.slots)
         does = self._failed, self._took_over, self._on_disk, self._settling_pause
-        serving = Serving(self.name, starter, (self._found, worker), queue, self._budget(), self._metrics, *does)
+        serving = Serving(self.name, starter, (self.found, worker), queue, self._budget(), self._metrics, *does)
         with self._lock:  # so that its death is heard of only when it serves
             serving.watch()
             self._serving = serving
             self._adopt(serving)  # they may have changed since
             self._move(State.RUNNING, f"loaded on {worker.provider}, warm-up {worker.warm_up * 1000:.1f} ms")
-            serving.announce(self._waiting)
+            serving.announce(self._deployment.waiting)
             closing = self._closing
         if closing:
             serving.kill(AGENT_ENDS)
@@ -464,21 +437,21 @@ class Model:
         """
         while True:
             try:
-                return starter.start(self._found)
+                return starter.start(self.found)
             except PackageRefused as refusal:
                 with self._lock:
-                    following = self._waiting
+                    following = self._deployment.waiting
                     if following is None or following.package is None:
                         raise
                     logger.info("%s: version %s is loaded instead: %s", self.name, following.version, refusal)
-                    self._found, self._waiting = following, None
+                    self._deployment.replace(following)
 
     def _failed(self, serving: Serving, reason: str) -> None:
         """Make the model FAILED: its workers died too often, or could not be replaced."""
         with self._lock:
             if self._serving is serving and self._state is State.RUNNING and not self._closing:
                 self._serving = None
-                self._found = serving.found
+                self._deployment.found = serving.found
                 self._move(State.FAILED, reason, detail=reason if AGAIN in reason else f"{reason}{START_AGAIN}")
 
     def _not_loaded(self, reason: str) -> None:
@@ -493,10 +466,10 @@ class Model:
             self._detail = "Waiting until the package on disk has settled."
         while time.monotonic() < give_up and not self._closing:
             time.sleep(self._settling_pause())
-            again = self._on_disk(self._found)
-            agreed = again.signature == self._found.signature
+            again = self._on_disk(self.found)
+            agreed = again.signature == self.found.signature
             with self._lock:
-                self._found, self._waiting = again, None
+                self._deployment.replace(again)
             if agreed:
                 return
         raise PackageRefused("The package kept changing while the model was being started.")
@@ -506,34 +479,3 @@ class Model:
         logger.info("%s: %s -> %s: %s", self.name, self._state.name, target.name, cause)
         self._state = lifecycle.move(self._state, target)
         self._detail = detail
-
-    def _log_deployed(self) -> None:
-        found = self._found
-        level = logging.WARNING if found.refusal else logging.INFO
-        logger.log(
-            level,
-            "%s: version %s deployed, %s, from %s%s",
-            self.name,
-            found.version,
-            self._state.name,
-            found.folder,
-            f": {found.refusal}" if found.refusal else "",
-        )
-
-
-def _renamed(found: Found, deployed: Found) -> bool:
-    """Return whether a package that was accepted is the same as before, and only its source is another."""
-    return (
-        found.package is not None
-        and deployed.package is not None
-        and found.called != deployed.called
-        and (found.folder, found.content, found.version) == (deployed.folder, deployed.content, deployed.version)
-    )
-
-
-def sources_note(others: Collection[Found]) -> tuple[str, ...]:
-    """Return the sentence that names the sources whose package of the same name is not used."""
-    return tuple(
-        f"Version {other.version} of this component in {ascii(str(other.folder))[1:-1]} is ignored: another source had it first."
-        for other in others
-    )

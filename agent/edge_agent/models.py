@@ -10,15 +10,16 @@ from edge_agent.admission import Admission
 from edge_agent.block import NAME
 from edge_agent.catalog import Catalog
 from edge_agent.config import Settings
+from edge_agent.deployment import files_are_there, sources_note
 from edge_agent.errors import EdgeAgentError, InvalidName, ModelNotFound, WrongState, shown
 from edge_agent.lifecycle import State
 from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
-from edge_agent.model import Model, sources_note
+from edge_agent.model import Model
 from edge_agent.packages import Found
 from edge_agent.registry import Registry
+from edge_agent.spawner import Spawner
 from edge_agent.state import RunningModels
-from edge_agent.supervisor import Spawner
 from edge_agent.tuned import Tuned
 from edge_agent.ways import Ways
 
@@ -167,11 +168,13 @@ class Models:
         """End every worker at once; what was running is still remembered."""
         if not self._ended.is_set():
             self._ended.set()
-            self._scanning.acquire(
-                timeout=SCAN_PATIENCE
-            )  # a look that hangs on a dead disk must not keep the agent alive
-        for model in self.all():
+            # A look that hangs on a dead disk must not keep the agent alive.
+            self._scanning.acquire(timeout=SCAN_PATIENCE)
+        models = self.all()
+        for model in models:
             model.close()
+        for model in models:  # all have been killed by then, so that those which the kernel holds are waited for once
+            model.wait()
 
     def _watch(self) -> None:
         while not self._ended.wait(self._settings.scan_interval):
@@ -187,14 +190,9 @@ class Models:
 
     def _reckon(self, *, changed: bool = False) -> None:
         """See whether the loaded models may have more detections in hand than the agent."""
-        self._reckoned = self._loaded()
-        self._admission.compare({name: self._room(name) for name in self._reckoned}, changed=changed)
-
-    def _room(self, name: str) -> int:
-        """Return how many detections a model may have in hand: those that wait, and those that are being judged."""
-        own = self._settings.model_settings.get(name)
-        slots = own.slots if own and own.slots else self._tuned(name).get("slots", self._settings.slots)
-        return int(self._settings.of_model(name, "queue_limit") + slots)
+        loaded = [model for model in self.all() if model.state in LOADED]
+        self._reckoned = {model.name for model in loaded}
+        self._admission.compare({model.name: model.most_calls for model in loaded}, changed=changed)
 
     def _judge(self, candidates: list[Found], chosen: Found) -> None:
         """Note what the component that registered one of the candidates is to be told."""
@@ -253,14 +251,14 @@ class Models:
         """Drop a model whose files are gone; a loaded one is unloaded first, one that is on its way at a later look."""
         if model.state is State.RUNNING:
             lost = self._registry and self._registry.lost(model.name)
-            if self._settings.orphans == "keep" and model.files_are_there() and not lost:
+            if self._settings.orphans == "keep" and files_are_there(model.found) and not lost:
                 return
             try:
                 model.stop("its files are gone")
             except WrongState:
                 return
             self._automatic.add(model.name)  # it ran, so it runs again when its files come back
-        if model.state in (State.STOPPED, State.FAILED):
+        if model.retire():  # before it is gone: somebody may be about to start it
             with self._lock:
                 self._models.pop(model.name, None)
             logger.info("%s: removed, its files are gone", model.name)

@@ -12,13 +12,15 @@ from edge_agent import packages
 from edge_agent.accelerators import WORDS, instead
 from edge_agent.backends.engines import EngineCache, digest_of
 from edge_agent.config import Settings
+from edge_agent.deaths import WorkerDied
 from edge_agent.errors import PackageRefused
 from edge_agent.jobs import SessionOptions
 from edge_agent.log import LogSettings
 from edge_agent.memory import MemoryLedger
 from edge_agent.packages import Found
 from edge_agent.plan import Plan, Planner
-from edge_agent.supervisor import Spawner, Worker, WorkerDied
+from edge_agent.spawner import Spawner
+from edge_agent.supervisor import Worker
 from edge_agent.ways import Ways
 
 Outcome = Literal["built", "kept", "nothing", "failed"]

@@ -25,8 +25,8 @@ from edge_agent.models import Models
 from edge_agent.nucleus import Follower, Nucleus
 from edge_agent.recent import Recent
 from edge_agent.registry import Registry
+from edge_agent.spawner import Spawner
 from edge_agent.status import StatusFile
-from edge_agent.supervisor import Spawner
 from edge_agent.threads import Pool
 from edge_agent.trimming import Trimmer
 from edge_agent.tuned import Tuned

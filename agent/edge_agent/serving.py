@@ -12,13 +12,14 @@ from edge_agent import threads
 from edge_agent.bitmaps import Pixels
 from edge_agent.budget import RestartBudget
 from edge_agent.calls import CallQueue, MakeError, Turn
+from edge_agent.deaths import WorkerDied
 from edge_agent.errors import EdgeAgentError, InferenceHung, PackageRefused, WorkerCrashed
 from edge_agent.jobs import Answer, Job
 from edge_agent.manifest import Manifest
 from edge_agent.metrics import Metrics
 from edge_agent.packages import Found
 from edge_agent.starter import NotStarted, Starter
-from edge_agent.supervisor import DEATH_PATIENCE, Worker, WorkerDied
+from edge_agent.supervisor import DEATH_PATIENCE, Worker
 from edge_agent.threads import NoThread
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ class Serving:
             worker.release()
 
     def kill(self, cause: str) -> None:
-        """End every process at once."""
+        """End every process at once; `wait` waits until they have ended."""
         self._ended.set()
         self._starter.end(cause)
         self._queue.close(lambda: WorkerCrashed(_ended(cause)))
@@ -208,6 +209,10 @@ class Serving:
             worker = self._worker
         if worker:
             worker.kill(cause)
+
+    def wait(self) -> None:
+        """Wait for the end of a worker that was killed, or until it is given up."""
+        if worker := self._worker:
             worker.wait()
 
     def _install(self, found: Found, worker: Worker, *, restart: bool = False) -> Worker | None:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_agent.accelerators import WORDS, Failed, instead, nothing_left
+from edge_agent.deaths import WorkerDied
 from edge_agent.errors import AcceleratorMissing, PackageRefused
 from edge_agent.jobs import Accelerator, SessionOptions
 from edge_agent.metrics import Metrics
 from edge_agent.packages import Found, Signature
 from edge_agent.plan import Plan
-from edge_agent.supervisor import Spawner, Worker, WorkerDied
+from edge_agent.spawner import Spawner
+from edge_agent.supervisor import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -1,26 +1,23 @@
-"""One worker process per model: started from a forkserver, called, timed, and its death seen at once."""
+"""One worker process as the agent sees it: loaded, called, timed, and its death seen at once."""
 
 import contextlib
 import itertools
 import logging
 import math
-import multiprocessing
 import os
 import select
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import forkserver, reduction
+from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from edge_agent import bitmaps, threads
 from edge_agent.bitmaps import Pixels
+from edge_agent.deaths import WorkerDied, how_it_ended, not_started
 from edge_agent.errors import AcceleratorMissing, InferenceFailed, PackageRefused, no_more_files
 from edge_agent.jobs import (
     NUMBER,
@@ -33,10 +30,9 @@ from edge_agent.jobs import (
     Ready,
     Refused,
     SessionOptions,
-    work,
 )
-from edge_agent.log import LogSettings
 from edge_agent.packages import Found
+from edge_agent.spawner import Spawner
 from edge_agent.threads import NoThread
 
 logger = logging.getLogger(__name__)
@@ -53,85 +49,6 @@ ABORT_PATIENCE = 2.0
 KILL_PATIENCE = 5.0
 # The most that poll(2) takes, 24 days.
 LONGEST_POLL = (1 << 31) - 1
-# What multiprocessing gives when the forkserver could not tell a child's exit code any more.
-UNKNOWN_EXIT = 255
-# More files than it takes to start a process, since connections may take some in the same instant.
-SPARE_FILES = 16
-# A socket path has 107 bytes; below the folder, multiprocessing adds two names of its own.
-LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
-
-
-class WorkerDied(Exception):
-    """The worker process ended; the text says how, for operators.
-
-    `hung` tells that it was ended because it hung, `unasked` that it had ended before the job reached it.
-    """
-
-    def __init__(self, text: str, *, hung: bool = False, unasked: bool = False) -> None:
-        super().__init__(text)
-        self.hung = hung
-        self.unasked = unasked
-
-
-class Spawner:
-    """The forkserver that all workers come from; it is started before any thread and any gRPC."""
-
-    def __init__(self, folder: Path, log_as: LogSettings) -> None:
-        """Keep the forkserver's own socket in `folder`, where it is found and cleared after a crash.
-
-        `log_as` is how the workers' log lines are written.
-        """
-        self._log_as = log_as
-        self._context = multiprocessing.get_context("forkserver")
-        self._lock = threading.Lock()
-        if len(os.fsencode(folder)) <= LONGEST_FOLDER:
-            tempfile.tempdir = str(folder)
-
-    def write_log(self, log_as: LogSettings) -> None:
-        """Have the workers that are started from now on write their log lines so."""
-        self._log_as = log_as
-
-    def start(self) -> None:
-        """Start the forkserver; it imports the runtime while the agent goes on."""
-        self._context.set_forkserver_preload(["edge_agent._preload"])
-        forkserver.ensure_running()
-
-    def spawn(self, found: Found, options: SessionOptions) -> tuple[BaseProcess, tuple[Connection, ...]]:
-        """Start a worker process; return it and our ends of its pipes, one for each slot."""
-        with contextlib.ExitStack() as opened:
-            ours, theirs = zip(*(self._pipe(opened) for _ in range(options.slots)), strict=True)
-            process = self._started(found, options, theirs)
-            opened.pop_all()
-        for one in theirs:
-            one.close()
-        return process, ours
-
-    def _pipe(self, opened: contextlib.ExitStack) -> tuple[Connection, Connection]:
-        """Return both ends of a pipe that is closed with `opened`."""
-        ours, theirs = self._context.Pipe()
-        opened.callback(ours.close)
-        opened.callback(theirs.close)
-        return ours, theirs
-
-    def _started(self, found: Found, options: SessionOptions, pipes: tuple[Connection, ...]) -> BaseProcess:
-        process = self._context.Process(
-            target=work, args=(pipes, found, options, self._log_as), name=f"worker-{found.name}", daemon=True
-        )
-        try:
-            with self._lock:
-                # The forkserver dies, and all workers with it, when it is called and then there are no files to hand over.
-                _check_files()
-                process.start()
-            # multiprocessing looks after its children whenever another one is started, and at exit; from a second
-            # thread it would take the exit code that a worker's own watch waits for. Nobody else knows this one.
-            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
-        except (OSError, EOFError) as error:
-            if isinstance(error, OSError) and no_more_files(error):
-                raise _not_started(error) from None
-            raise WorkerDied(
-                f"it could not be started ({error or 'the forkserver ended'}); restart the agent"
-            ) from None
-        return process
 
 
 class _Slot:
@@ -194,7 +111,7 @@ class Worker:
                 os.set_blocking(self._tell, False)
                 self._process, pipes = spawner.spawn(found, options)
             except OSError as error:
-                raise _not_started(error) from None
+                raise not_started(error) from None
             self._pid = self._process.pid or 0
             try:
                 threads.start(f"watch-{found.name}", self._watch)
@@ -209,7 +126,7 @@ class Worker:
         except OSError as error:
             # Else it died already; load() says so.
             if no_more_files(error):
-                self.kill(str(_not_started(error)))
+                self.kill(str(not_started(error)))
         finally:
             os.close(told)
 
@@ -398,7 +315,7 @@ class Worker:
         wait([self._process.sentinel])
         self._process.join()
         with self._lock:
-            self._cause = self._cause or _how_it_ended(self._process.exitcode)
+            self._cause = self._cause or how_it_ended(self._process.exitcode)
             self._gone = True
             was_released = self._released
             self._dead.set()
@@ -407,19 +324,6 @@ class Worker:
         if was_released:
             logger.warning("%s: process %d, which was given up, has ended.", self._name, self._pid)
             self._close()
-
-
-def _check_files() -> None:
-    """Raise OSError unless as many files can be opened as it takes to start a process."""
-    with contextlib.ExitStack() as opened:
-        for _ in range(SPARE_FILES):
-            _kept(opened, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-
-
-def _not_started(error: OSError) -> WorkerDied:
-    return WorkerDied(
-        f"it could not be started ({error.strerror}); close connections, or allow the agent more open files"
-    )
 
 
 def _kept(opened: contextlib.ExitStack, fd: int) -> int:
@@ -442,16 +346,3 @@ def _write_all(fd: int, data: Pixels) -> None:
             done += os.pwrite(fd, view[done:], done)
     except OSError as error:  # ENOMEM: no page left for the frame
         raise InferenceFailed(f"There is no memory for the image: {error.strerror}.") from None
-
-
-def _how_it_ended(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        try:
-            name = signal.Signals(-exit_code).name
-        except ValueError:
-            name = "unknown"
-        hint = "; the system kills like this when memory runs out" if -exit_code == signal.SIGKILL else ""
-        return f"it was ended by signal {-exit_code} ({name}){hint}"
-    if exit_code == UNKNOWN_EXIT:
-        return "it was lost together with the process that starts all workers (or exited with code 255)"
-    return f"it exited with code {exit_code}"

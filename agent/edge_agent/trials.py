@@ -16,12 +16,14 @@ import numpy as np
 from edge_agent.bench.bare import Frame
 from edge_agent.bitmaps import CHANNELS, Image
 from edge_agent.config import Settings
+from edge_agent.deaths import WorkerDied
 from edge_agent.errors import EdgeAgentError, PackageRefused
 from edge_agent.jobs import Job, SessionOptions
 from edge_agent.log import LogSettings
 from edge_agent.memory import MemoryLedger
 from edge_agent.packages import Found
-from edge_agent.supervisor import Spawner, Worker, WorkerDied
+from edge_agent.spawner import Spawner
+from edge_agent.supervisor import Worker
 from edge_agent.tuning import Candidate, CannotRun, Turn
 from edge_agent.ways import Ways
 

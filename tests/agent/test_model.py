@@ -1,6 +1,6 @@
 """What a model makes of the looks at its folder, which may be older than what a start has read itself.
 
-And what becomes of it where no thread can be started.
+And what becomes of it where no thread can be started, where two want to start it, and where it is removed meanwhile.
 """
 
 from collections.abc import Callable
@@ -9,16 +9,20 @@ from unittest.mock import create_autospec
 import pytest
 
 from edge_agent import packages as package_files
-from edge_agent.config import Settings
+from edge_agent.accelerators import Gpu, Here
+from edge_agent.config import ModelSettings, Settings
+from edge_agent.errors import ModelNotFound, WrongState
+from edge_agent.gpus import Gpus
 from edge_agent.lifecycle import State
 from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
 from edge_agent.model import Model
 from edge_agent.packages import Found, Rules
-from edge_agent.plan import Place
+from edge_agent.plan import GPU_BASE, Place
 from edge_agent.starter import NotStarted
 from edge_agent.supervisor import Worker
 from edge_agent.threads import NoThread
+from edge_agent.ways import Ways
 from support import packages
 from support.waiting import until
 
@@ -71,7 +75,7 @@ def test_while_starting_there_is_nothing_to_stop(folder):
 def test_a_start_that_has_waited_for_the_disk_has_seen_the_last_of_it(folder):
     old, new = version(folder, 0.1), version(folder, 0.2)
     starting = model(new, State.STARTING)
-    starting._waiting = old
+    starting._deployment.waiting = old
     starting._wait_until_settled()
     starting._state = State.RUNNING
     assert starting.found.signature == new.signature
@@ -158,7 +162,7 @@ def test_what_came_too_late_has_not_taken_over(swapping):
 def test_what_was_started_in_the_place_of_the_old_one_is_what_is_told(swapping):
     model, serving, new, again = swapping
     model._wait_with(again)
-    model._not_swapped = new.signature, "There is no memory for both."
+    model._deployment.cannot_take_over(new, "There is no memory for both.")
     assert "cannot take over: There is no memory for both." in model.describe()[1]
     model._took_over(serving, new)
     assert (model.found, swapped(model)) == (new, 1)
@@ -201,6 +205,110 @@ def test_what_to_do_is_told_once(folder):
         assert failed.describe() == (State.FAILED, at_first)
         failed.deploy(version(folder, 0.2), ())
         assert failed.describe() == (State.FAILED, later)
+
+
+@pytest.mark.parametrize("state", State)
+def test_only_what_runs_nothing_is_retired_and_never_started_again(folder, state):
+    asked = model(version(folder, 0.1), state)
+    asked._ledger = MemoryLedger(0, lambda: 1 << 40)
+    assert asked.retire() is (state in (State.STOPPED, State.FAILED))
+    with pytest.raises(ModelNotFound if asked.retire() else WrongState):
+        asked.start()
+    assert asked.state is state
+
+
+def test_a_start_gives_up_where_the_model_is_removed_while_it_looks_at_the_disk(folder, monkeypatch):
+    asked = model(version(folder, 0.1), State.STOPPED)
+    asked._ledger, gpu = MemoryLedger(0, lambda: 1 << 40), MemoryLedger(0, lambda: 1 << 40)
+
+    def removed_meanwhile(_: Found) -> Place:
+        assert asked.retire()
+        gpu.admit("board 0", 1 << 30)
+        return Place(gpu, "board 0")
+
+    monkeypatch.setattr(asked._planner, "reserve_gpu", removed_meanwhile)
+    with pytest.raises(ModelNotFound, match="No model component 'board' is deployed"):
+        asked.start()
+    assert asked.state is State.STOPPED
+    assert asked._ledger.room() == gpu.room() == 1 << 40
+
+
+def test_a_start_lets_what_could_not_take_over_try_again(folder, monkeypatch):
+    old, new = version(folder, 0.1), version(folder, 0.2)
+    asked = model(old, State.STOPPED)
+    asked._ledger = MemoryLedger(0, lambda: 1 << 40)
+    monkeypatch.setattr(asked, "_load", lambda *_: None)
+    asked._deployment.cannot_take_over(new, "There is no memory for both.")
+    asked.start()
+    assert asked._deployment.why_not(new) == ""
+
+
+def test_how_many_calls_a_model_may_have_in_hand(folder):
+    own = {"board": ModelSettings(slots=3, queue_limit=7)}
+    asked = Model(version(folder, 0.1), Settings(model_settings=own), None, None, Metrics())
+    asked._planner.begin()
+    assert asked.most_calls == 10
+    asked.adopt(Settings(model_settings=own | {"board": ModelSettings(slots=3, queue_limit=8)}))
+    assert asked.most_calls == 11, "a queue changes at once"
+
+
+class Free(Gpus):
+    """One GPU that has so many bytes free."""
+
+    def __init__(self, free: int) -> None:
+        super().__init__(known=Here((Gpu(0, "L4", "sm_89"),), "550", "12.4", "10.3.0", no_gpu=""))
+        self.bytes = free
+
+    def free(self, index: int) -> int:
+        return self.bytes
+
+
+class TestGpuWithRoomForOne:
+    @pytest.fixture
+    def on_gpu(self, folder, monkeypatch):
+        """A STOPPED model for a GPU with room for it once; its start loads nothing, and takes no memory."""
+        found = version(folder, 0.1)
+        settings = Settings(state_dir=folder.parent / "state", gpu_memory_reserve=0)
+        needed = 4 * package_files.model_size(found.package) + GPU_BASE
+        ledger, ways = MemoryLedger(0, lambda: 1 << 40), Ways(settings, Free(needed + (88 << 20)))
+        made = Model(found, settings, None, ledger, Metrics(), ways=ways)
+        monkeypatch.setattr(made, "_load", lambda *_: None)
+        return made
+
+    def ways(self, model: Model) -> list[str]:
+        return [one.accelerator for one in model._planner.plan(model.found).ways]
+
+    def test_a_second_start_that_is_refused_takes_no_gpu_from_the_first(self, on_gpu, monkeypatch):
+        reserve, firsts = on_gpu._planner.reserve_gpu, [on_gpu.start]
+
+        def overtaken(found: Found) -> Place:
+            if firsts:  # the other one starts while this one still looks at the disk
+                firsts.pop()()
+                assert self.ways(on_gpu) == ["cuda", "cpu"]
+            return reserve(found)
+
+        monkeypatch.setattr(on_gpu._planner, "reserve_gpu", overtaken)
+        with pytest.raises(WrongState):
+            on_gpu.start()
+        assert (on_gpu.state, self.ways(on_gpu)) == (State.STARTING, ["cuda", "cpu"])
+
+    def test_a_start_without_the_room_is_on_the_cpu(self, on_gpu):
+        on_gpu._ways._gpus.bytes = 0
+        on_gpu.start()
+        assert self.ways(on_gpu) == ["cpu"]
+
+    def test_a_version_without_room_beside_the_other_is_on_the_cpu(self, on_gpu, folder):
+        on_gpu.start()
+        on_gpu._state, on_gpu._serving = State.RUNNING, (serving := Serving(on_gpu.found, on_gpu._took_over))
+        on_gpu._swap(serving, new := version(folder, 0.2))
+        assert (on_gpu.found, self.ways(on_gpu)) == (new, ["cpu"])
+
+    def test_what_is_stopped_meanwhile_decides_nothing(self, on_gpu, folder):
+        on_gpu.start()
+        on_gpu._state, on_gpu._serving = State.RUNNING, Serving(on_gpu.found, on_gpu._took_over)
+        serving = Serving(on_gpu.found, on_gpu._took_over)
+        on_gpu._swap(serving, new := version(folder, 0.2))
+        assert [one.accelerator for one in on_gpu._planner.plan(new).ways] == ["cuda", "cpu"]
 
 
 class TestNoThread:

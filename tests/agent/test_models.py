@@ -2,31 +2,38 @@
 
 import logging
 import shutil
+from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 
 from edge_agent import metrics
 from edge_agent.config import ModelSettings, Settings
-from edge_agent.errors import CannotKeepUp
+from edge_agent.errors import CannotKeepUp, ModelNotFound
 from edge_agent.lifecycle import State
+from edge_agent.memory import MemoryLedger
 from edge_agent.metrics import Metrics
+from edge_agent.model import Model as Deployed
 from edge_agent.models import Models
+from edge_agent.packages import Found
+from edge_agent.serving import Serving
 from edge_agent.state import RunningModels
 from support import packages
 
 
-class Model:
-    """A model that is in a state, and does nothing."""
+class Model(Deployed):
+    """A model that is in a state, and loads nothing."""
 
-    def __init__(self, name: str, state: State) -> None:
-        self.name = name
+    state = State.STOPPED
+
+    def __init__(self, name: str, state: State, settings: Settings) -> None:
+        found = Found(name, "1", Path(), Path(), (), None)
+        super().__init__(found, settings, None, MemoryLedger(0), Metrics(), tuned=Tuned().of)
         self.state = state
 
     def start(self) -> None:
+        self._planner.begin()
         self.state = State.STARTING
-
-    def adopt(self, settings: Settings) -> None:
-        pass
 
 
 class Spawner:
@@ -49,8 +56,9 @@ def made(tmp_path, monkeypatch):
 
     def make(states: dict[str, State], **settings) -> Models:
         remembered = RunningModels(tmp_path / "running.json")
-        one = Models(Settings(**settings), Spawner(), remembered, Metrics(), tuned=Tuned())
-        one._models = {name: Model(name, state) for name, state in states.items()}
+        these = Settings(**settings)
+        one = Models(these, Spawner(), remembered, Metrics(), tuned=Tuned())
+        one._models = {name: Model(name, state, these) for name, state in states.items()}
         found = {name: [] for name in states}
         monkeypatch.setattr(one._catalog, "look", lambda: found)
         monkeypatch.setattr(one, "_deploy", lambda *_: None)
@@ -156,17 +164,65 @@ def test_each_model_is_reckoned_by_its_own_settings(made, caplog, own, slots, mo
         assert len(warnings(caplog)) == count
 
 
+def deployed(folder: Path, *names: str, counted: Metrics | None = None) -> Models:
+    """Return Models with such models, whose packages are in `models` below a folder."""
+    for name in names:
+        packages.segmenter(folder / "models" / name)
+    settings, remembered = Settings(models=(folder / "models",)), RunningModels(folder / "running.json")
+    models = Models(settings, Spawner(), remembered, counted or Metrics())
+    models.scan()
+    return models
+
+
+def test_what_is_removed_while_somebody_starts_it_is_not_started(tmp_path, monkeypatch):
+    models = deployed(tmp_path, "board")
+    board = models.get("board")
+    look = board._on_disk
+
+    def slow(found: Found) -> Found:
+        latest = look(found)
+        shutil.rmtree(tmp_path / "models" / "board")
+        for _ in range(3):
+            models.scan()
+        return latest
+
+    monkeypatch.setattr(board, "_on_disk", slow)
+    with pytest.raises(ModelNotFound):
+        models.start("board")
+    assert (models.all(), board.state) == ([], State.STOPPED)
+
+
+def test_what_is_started_while_it_is_removed_stays_until_it_has_failed(tmp_path):
+    models = deployed(tmp_path, "board")
+    board = models.get("board")
+    shutil.rmtree(tmp_path / "models" / "board")
+    board._state = State.STARTING
+    for _ in range(3):
+        models.scan()
+    assert models.all() == [board]
+    board._not_loaded("Its files are gone.")
+    models.scan()
+    assert models.all() == []
+
+
 def test_the_counts_of_what_is_no_longer_deployed_are_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "MOST_GONE", 0)
-    for name in ("board", "part"):
-        packages.segmenter(tmp_path / "models" / name)
     counted = Metrics()
-    settings = Settings(models=(tmp_path / "models",))
-    models = Models(settings, Spawner(), RunningModels(tmp_path / "running.json"), counted)
-    models.scan()
+    models = deployed(tmp_path, "board", "part", counted=counted)
     for name in ("board", "part"):
         counted.called("DetectAnomalies", name, "OK", "", 1)
     shutil.rmtree(tmp_path / "models" / "part")
     for _ in range(3):
         models.scan()
     assert {one["model"] for one in counted.snapshot()["calls"]} == {"board"}
+
+
+def test_at_the_end_no_process_is_waited_for_before_all_are_killed(made):
+    models = made({"board": State.RUNNING, "part": State.RUNNING})
+    told: list[str] = []
+    for model in models.all():
+        model._serving = create_autospec(Serving, instance=True)
+        model._serving.kill.side_effect = lambda _: told.append("killed")
+        model._serving.wait.side_effect = lambda: told.append("waited")
+    models.close()
+    assert told == ["killed", "killed", "waited", "waited"]

@@ -15,7 +15,7 @@ from edge_agent.gpus import Gpus
 from edge_agent.jobs import GpuOptions
 from edge_agent.memory import MemoryLedger
 from edge_agent.packages import Found
-from edge_agent.plan import GPU_BASE, Planner
+from edge_agent.plan import GPU_BASE, Place, Planner
 from edge_agent.ways import Ways
 from support import packages
 
@@ -134,14 +134,25 @@ class TestGpuMemory:
 
     def test_where_the_cpu_may_take_over_it_does_until_the_next_start(self, planner, found):
         made = planner(free=0)
-        made.reserve_gpu(found).settle()
+        made.begin(made.reserve_gpu(found))
         plan = made.plan(found)
         assert [one.accelerator for one in plan.ways] == ["cpu"]
         (failed,) = plan.failed
         assert (failed.what, failed.why.partition(" needs ")[0]) == ("CUDA", "Loading the model")
         made.gpus.bytes = 20 << 30
         assert [one.accelerator for one in made.plan(found).ways] == ["cpu"], "a restart of the same"
-        made.reserve_gpu(found).settle()
+        made.begin(made.reserve_gpu(found))
+        assert [one.accelerator for one in made.plan(found).ways] == ["cuda", "cpu"]
+
+    def test_who_finds_no_room_decides_nothing_for_who_has_it(self, planner, found):
+        made = planner(free=self.needed(found) + MIB, gpu_memory_reserve=0)
+        first, second = made.reserve_gpu(found), made.reserve_gpu(found)
+        made.begin(first)
+        assert [one.accelerator for one in made.plan(found).ways] == ["cuda", "cpu"]
+        assert "1 MiB are free" in second.short.why, "which the first has"
+        made.keep_to(second)
+        assert [one.accelerator for one in made.plan(found).ways] == ["cpu"]
+        made.keep_to(Place())
         assert [one.accelerator for one in made.plan(found).ways] == ["cuda", "cpu"]
 
     def test_the_memory_of_a_gpu_without_any_is_the_machines(self, planner, found, monkeypatch):

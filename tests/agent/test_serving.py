@@ -15,6 +15,7 @@ from edge_agent import starter as starting
 from edge_agent.accelerators import ON_CPU, Failed
 from edge_agent.budget import MOST_DEATHS, RestartBudget
 from edge_agent.calls import CallQueue, Turn
+from edge_agent.deaths import WorkerDied
 from edge_agent.errors import (
     AcceleratorMissing,
     CannotKeepUp,
@@ -32,7 +33,6 @@ from edge_agent.packages import Found, Package
 from edge_agent.plan import Plan
 from edge_agent.serving import Serving
 from edge_agent.starter import Limits, Starter
-from edge_agent.supervisor import WorkerDied
 from support import packages
 from support.waiting import until
 

@@ -21,12 +21,13 @@ from edge_agent import supervisor
 from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent.bitmaps import Image
 from edge_agent.calls import CallQueue, Turn
+from edge_agent.deaths import WorkerDied
 from edge_agent.errors import AcceleratorMissing, EdgeAgentError, InferenceFailed, InferenceHung, PackageRefused
 from edge_agent.jobs import Answer, Broken, Failure, Job, Progress, Ready, Refused, SessionOptions, Verdict
 from edge_agent.metrics import Metrics
 from edge_agent.service import NO_FILES
 from edge_agent.serving import Serving
-from edge_agent.supervisor import Worker, WorkerDied
+from edge_agent.supervisor import Worker
 from edge_agent.threads import NoThread
 from support import packages
 from support.agent import PLENTY, serving

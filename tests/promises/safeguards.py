@@ -19,6 +19,7 @@ C5 = "tests/promises/broken_models"
 CALLS = "tests/agent/test_calls.py"
 CONFIG = "tests/agent/test_config.py"
 D1 = "tests/promises/full_disk"
+FILES = "tests/agent/test_files.py"
 G1 = "tests/promises/soak"
 HEALTH = "tests/contract/test_health_served.py"
 IMAGES = "tests/contract/test_images.py::test_what_a_model_calls_its_parts_does_not_reach_the_log_as_it_is"
@@ -180,24 +181,16 @@ MUTATIONS = (
         (C1, SERVING),
     ),
     Mutation(
-        "state-file-in-place",
+        "state-files-in-place",
         (
             (
-                "state.py",
-                '            with open(beside, "w", opener=_private) as file:\n',
-                '            with open(self._path, "w", opener=_private) as file:\n',
+                "files.py",
+                '        with open(beside, "xb", opener=partial(_made, mode=mode)) as file:\n',
+                '        with open(path, "wb", opener=partial(_made, mode=mode)) as file:\n',
             ),
-            ("state.py", "            beside.replace(self._path)\n", ""),
+            ("files.py", "        beside.replace(path)\n", ""),
         ),
-        (C3, STATE),
-    ),
-    Mutation(
-        "status-file-in-place",
-        (
-            ("status.py", '        beside = self._path.with_suffix(".new")\n', "        beside = self._path\n"),
-            ("status.py", "            beside.replace(self._path)\n", ""),
-        ),
-        (STATUS,),
+        (C3, STATE, STATUS, FILES),
     ),
     Mutation(
         "hangs-are-waited-for",
@@ -508,7 +501,7 @@ MUTATIONS = (
     ),
     Mutation(
         "names-of-callers-are-counted",
-        (("service.py", 'metrics.called(rpc, "" if reason in NAMELESS else name, ', "metrics.called(rpc, name, "),),
+        (("service.py", "            if isinstance(error, NAMELESS):\n", "            if False:\n"),),
         (R1,),
     ),
     Mutation(
@@ -518,7 +511,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no-files-to-spare",
-        (("supervisor.py", "SPARE_FILES = 16\n", "SPARE_FILES = 0\n"),),
+        (("spawner.py", "SPARE_FILES = 16\n", "SPARE_FILES = 0\n"),),
         (SUPERVISOR,),
     ),
     Mutation(
