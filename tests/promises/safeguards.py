@@ -306,7 +306,7 @@ MUTATIONS = (
     ),
     Mutation(
         "end-waits-for-hung-workers",
-        (("models.py", "        for model in self.all():\n            model.close()\n", ""),),
+        (("models.py", "        for model in models:\n            model.close()\n", ""),),
         (T2, LIFE),
     ),
     Mutation(
