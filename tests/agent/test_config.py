@@ -295,13 +295,6 @@ def test_config_prints_what_serve_would_use(tmp_path):
     assert again.max_calls == 7, "what is printed can be read again"
 
 
-@pytest.mark.parametrize(("flags", "warned"), [([], True), (["--models", "/m"], False), (["--scan", "/m"], False)])
-def test_an_agent_that_can_find_no_models_warns(monkeypatch, flags, warned):
-    monkeypatch.setattr("edge_agent.server.Agent.run", lambda _: 0)
-    result = CliRunner().invoke(command, ["serve", *flags])
-    assert (result.exit_code, "name one with --models" in result.stderr) == (0, warned)
-
-
 def test_refusal_is_one_sentence_on_stderr_and_exit_code_2():
     done = subprocess.run(
         [sys.executable, "-m", "edge_agent", "serve", "--max-calls", "none"],

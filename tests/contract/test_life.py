@@ -66,6 +66,13 @@ def call_in_worker(agent: Agent):
     return worker, call
 
 
+@pytest.mark.parametrize("source", ["none", "models", "scan"])
+def test_an_agent_that_can_find_no_models_says_so(folder, source):
+    (folder / "models").mkdir()
+    with serving(*[folder / "models"] * (source == "models"), scan=str(folder) if source == "scan" else None) as agent:
+        assert ("name one with --models" in agent.log()) is (source == "none")
+
+
 class TestWorkerKilled:
     """With `restart: never`, as the original; what becomes of a worker that is replaced is among the promises."""
 

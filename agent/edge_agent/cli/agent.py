@@ -83,8 +83,6 @@ def serve(file: Path | None, **flags: Any) -> None:
     Settings come from defaults < the YAML file < EDGE_AGENT_* variables < flags.
     """
     settings = _settings(file, flags)
-    if not (settings.models or settings.registry or settings.scan):
-        click.echo("warning: There will be no models: no folder for them is set; name one with --models.", err=True)
     from edge_agent import server
 
     try:
