@@ -101,7 +101,8 @@ ERRORS: dict[grpc.StatusCode, dict[str, type[CallFailed]]] = {
 # makes RESOURCE_EXHAUSTED of a request that does not reach the agent and of an answer that was complete; and of calls which a
 # server cuts off to save memory or for too many pings, but the agent's has no such limits. So an agent that is called too
 # often costs its clients no new segments. INTERNAL is not one of them: gRPC makes it of much that goes wrong in the middle of
-# a call, and the agent's own may be about a worker that it has lost sight of.
+# a call, and the agent's own may be about a worker that it has lost sight of. Nor is UNAVAILABLE, after which a worker may go
+# on for a moment without its agent: frames that are sent where no agent is cost new segments, too.
 ANSWERS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,

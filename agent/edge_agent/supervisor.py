@@ -216,7 +216,7 @@ class Worker:
         self.wait()
 
     def kill(self, cause: str) -> None:
-        """Kill the process; `cause` is what operators are told."""
+        """Kill the process; `cause` is what operators are told. It is given up by whoever `wait`s, and somebody must."""
         self._signal(signal.SIGKILL, cause)
 
     def wait(self) -> str:

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent.bitmaps import LONGEST_SIDE, SHORTEST_SIDE
+
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -36,7 +38,7 @@ MOST_SPREAD, MOST_SCATTER = 12.0, 5.0
 
 
 class CannotFit(Exception):
-    """The photographs are not enough, or not alike enough to be compared; the text says what to do."""
+    """The photographs are not enough, not alike enough to be compared, or of no use here; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def fit(images: Sequence[Pixels], threshold: float | None = None) -> Template:
             parts that were held out in turn.
 
     Raises:
-        CannotFit: too few images, or of different sizes.
+        CannotFit: too few images, of different sizes, or of one that the agent does not take.
 
     """
     if len(images) < FEWEST:
@@ -75,6 +77,12 @@ def fit(images: Sequence[Pixels], threshold: float | None = None) -> Template:
     sizes = {image.shape for image in images}
     if len(sizes) != 1:
         raise CannotFit(f"The photographs have {len(sizes)} different sizes; crop or scale them to one.")
+    height, width = images[0].shape[:2]
+    if min(width, height) < SHORTEST_SIDE or max(width, height) > LONGEST_SIDE:
+        raise CannotFit(
+            f"The photographs are {width}x{height} pixels; the agent takes {SHORTEST_SIDE} to {LONGEST_SIDE} a side. "
+            "Crop or scale them."
+        )
     stack: Floats = np.stack([image / np.float32(255) for image in images])
     held_out = _hold_out(stack)
     mean, spread = _statistics(stack)

@@ -72,6 +72,9 @@ def test_what_cannot_be_fitted():
         template.fit([image] * 7)
     with pytest.raises(template.CannotFit, match="2 different sizes"):
         template.fit([image] * 8 + [np.zeros((64, 65, 3), np.uint8)])
+    for side in ((40, 64), (64, 4097)):
+        with pytest.raises(template.CannotFit, match=f"{side[1]}x{side[0]} pixels; the agent takes 64 to 4096 a side"):
+            template.fit([np.zeros((*side, 3), np.uint8)] * 8)
 
 
 def test_good_parts_that_are_not_alike_are_warned_of():
@@ -129,6 +132,14 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     done = fit("--normal", str(tmp_path), "--out", str(tmp_path / "out"))
     assert (done.returncode, f"{tmp_path / 'a.png'} is not an image" in done.stderr) == (1, True)
+
+
+def test_photographs_that_the_agent_would_not_take_are_refused(tmp_path):
+    for number in range(8):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.png")
+    done = fit("--normal", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr.count("\n"), "40x40 pixels" in done.stderr) == (1, 1, True), done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @shared.needed
