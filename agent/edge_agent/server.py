@@ -220,7 +220,7 @@ class Agent:
         count = len(models.all())
         logger.info("Serving %d model%s on unix://%s", count, "s" * (count != 1), self._settings.socket_path)
         if not (self._settings.models or self._settings.registry or self._settings.scan):
-            logger.warning("There will be no models: no folder for them is set; name one with --models.")
+            logger.info("There will be no models, since no folder for them is set: name one with --models.")
         models.start_wanted()
         models.watch()
         readiness.tell()
