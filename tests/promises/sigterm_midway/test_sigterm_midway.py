@@ -98,16 +98,19 @@ class Midway:
 
     def restart_waits(self) -> None:
         self.agent.run_model(BOARD)
+        while not self._call_waits_for_a_restart():
+            # It came too late: there was a worker again, and its death would be the last.
+            self.calls.append(self._stub.StopModel.future(pb2.StopModelRequest(model_component=BOARD)))
+            self.calls[-1].result(PLENTY)
+            self.agent.run_model(BOARD)
+        assert "Another one is being started" in self.agent.describe(BOARD).status_message
+
+    def _call_waits_for_a_restart(self) -> bool:
         for _ in range(DEATHS):
             self._kill_worker()
         self.call(BOARD)
-        while until(lambda: "a call waits" in self.agent.log() or self.calls[-1].done(), "a call waits"):
-            if "a call waits" in self.agent.log():
-                break
-            # It came too late: there was a worker again.
-            self._kill_worker()
-            self.call(BOARD)
-        assert "Another one is being started" in self.agent.describe(BOARD).status_message
+        until(lambda: "a call waits" in self.agent.log() or self.calls[-1].done(), "a call waits")
+        return "a call waits" in self.agent.log()
 
     def _kill_worker(self) -> None:
         (worker,) = until(self.agent.workers, "there is a worker")
