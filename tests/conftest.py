@@ -1,6 +1,7 @@
 """Fixtures of all tests, and the line that says what was skipped for want of the shared data."""
 
 import contextlib
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 import posix_ipc
 import pytest
 
-from support import shared
+from edge_agent import segments
+from support import shared, shm
 from support.agent import Agent, place
 from support.promises import FAST, FULL, Promises
 from support.users import I_AM_ROOT, agent_user
@@ -105,6 +107,15 @@ def segment() -> Iterator:
     for name in made:
         with contextlib.suppress(posix_ipc.ExistentialError):
             posix_ipc.unlink_shared_memory(name)
+
+
+@pytest.fixture
+def client_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients name their segments so that those of others on this machine are not counted, nor ours swept; none is left."""
+    monkeypatch.setattr(segments, "PREFIX", f"edge-agent-test-{os.urandom(6).hex()}-")
+    yield
+    gc.collect()
+    assert shm.of_clients() == set()
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,11 @@ from edge_agent.images import NotAnImage
 from support import packages
 from support.agent import Agent, environment, serving
 from support.calls import INVALID, expected_mask, outcome, picture
+from support.shm import of_clients
 from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
+
+pytestmark = pytest.mark.usefixtures("client_segments")
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +47,6 @@ def agent(module_folder):
 def client(agent):
     with EdgeAgentClient(str(agent.socket)) as made:
         yield made
-
-
-def ours() -> set[str]:
-    """The segments of this test's clients that exist now."""
-    return {path.name for path in Path("/dev/shm").glob(f"{segments.PREFIX}*")}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind(monkeypatch):
-    """Name the segments so that other clients on this machine are not counted, and do not sweep ours."""
-    monkeypatch.setattr(segments, "PREFIX", f"edge-agent-test-{os.urandom(6).hex()}-")
-    yield
-    gc.collect()
-    assert ours() == set()
 
 
 @pytest.mark.parametrize("shm", [True, False])
@@ -167,7 +156,7 @@ def test_segments_are_reused(client):
     for seed in range(20):
         client.detect("board", picture(64, 64, seed))
         client.detect("part", picture(64, 64, seed))
-    assert len(ours()) == 2
+    assert len(of_clients()) == 2
 
 
 def test_a_mask_stays_as_it_is_while_it_is_held(client):
@@ -176,13 +165,13 @@ def test_a_mask_stays_as_it_is_while_it_is_held(client):
     corner = client.detect("board", pictures[0]).mask[:8, :8]
     for pixels, mask in zip(pictures, masks, strict=True):
         assert (mask == expected_mask(pixels)).all()
-    assert len(ours()) == 1 + 5 + 1
+    assert len(of_clients()) == 1 + 5 + 1
     del masks, mask
     gc.collect()
     for seed in range(10):
         client.detect("board", picture(64, 64, 100 + seed))
     assert (corner == expected_mask(pictures[0])[:8, :8]).all()
-    assert len(ours()) == 7, "the released ones served again"
+    assert len(of_clients()) == 7, "the released ones served again"
 
 
 def test_segments_grow(folder):
@@ -192,7 +181,7 @@ def test_segments_grow(folder):
         for side in (64, 640, 65, 2048, 64):
             image = np.full((side, side, 3), 51, np.uint8)
             assert client.detect("part", image).anomaly_score == pytest.approx(0.2, abs=1e-3)
-        assert len(ours()) <= 2
+        assert len(of_clients()) <= 2
 
 
 def test_mode_and_group_are_the_agents(client, agent):
@@ -201,7 +190,7 @@ def test_mode_and_group_are_the_agents(client, agent):
         client.detect("part", picture(64, 64))
     finally:
         os.umask(before)
-    for name in ours():
+    for name in of_clients():
         info = Path("/dev/shm", name).stat()
         assert stat.S_IMODE(info.st_mode) == 0o660
         assert info.st_gid == agent.socket.stat().st_gid
@@ -224,7 +213,7 @@ def test_two_clients_and_many_threads_in_one_process(agent):
         for thread in threads:
             thread.join(60)
         assert wrong == []
-        assert len(ours()) <= 2 * 8
+        assert len(of_clients()) <= 2 * 8
 
 
 ERRORS = [
@@ -336,7 +325,7 @@ def test_a_segment_whose_making_is_interrupted_is_not_left_behind(monkeypatch):
     monkeypatch.setattr(os, "fchmod", interrupt)
     with pytest.raises(SystemExit):
         segments.Segment(100, None)
-    assert ours() == set()
+    assert of_clients() == set()
 
 
 PROGRAM = """
@@ -362,7 +351,7 @@ def run(agent, end: str) -> subprocess.Popen:
 def test_a_client_that_ends_leaves_nothing(agent, end):
     process = run(agent, end)
     process.communicate(timeout=60)
-    assert ours() == set()
+    assert of_clients() == set()
 
 
 def test_a_client_that_was_killed_in_a_call_is_cleaned_up_by_the_next(folder, agent):
@@ -371,15 +360,15 @@ def test_a_client_that_was_killed_in_a_call_is_cleaned_up_by_the_next(folder, ag
         slow.run_model("slow")
         script = PROGRAM.replace('"board"', '"slow"').format(end="")
         process = subprocess.Popen([sys.executable, "-c", script, str(slow.socket), segments.PREFIX], env=environment())
-        until(lambda: len(ours()) == 2, "it has its segments, and is in the call")
+        until(lambda: len(of_clients()) == 2, "it has its segments, and is in the call")
         assert segments.sweep() == 0, "a living client's segments are not swept"
         process.kill()
         process.wait()
-        left = ours()
+        left = of_clients()
         assert len(left) == 2
     with EdgeAgentClient(str(agent.socket)) as client:
         client.detect("part", picture(64, 64))
-        assert not ours() & left, "swept by the next client"
+        assert not of_clients() & left, "swept by the next client"
 
 
 @pytest.mark.two_uids
@@ -438,7 +427,7 @@ def test_a_thousand_clients_one_after_the_other(agent):
     for seed in range(1000):
         with EdgeAgentClient(str(agent.socket)) as client:
             client.detect("part", picture(64, 64, seed))
-    assert ours() == set()
+    assert of_clients() == set()
     until(lambda: len(os.listdir("/proc/self/fd")) <= before + 5, "the descriptors are given back")
 
 

@@ -1,7 +1,6 @@
 """The client's segments after calls that end in every way: none is used again that the agent may still read or write."""
 
 import _thread
-import gc
 import os
 import threading
 from concurrent import futures
@@ -16,7 +15,10 @@ from edge_agent._proto import edge_agent_pb2 as pb2
 from edge_agent._proto.edge_agent_pb2_grpc import METHODS, SERVICE
 from edge_agent.client import CallFailed, CallTimedOut, EdgeAgentClient
 from support.calls import picture
+from support.shm import of_clients
 from support.waiting import PATIENCE
+
+pytestmark = pytest.mark.usefixtures("client_segments")
 
 Code = grpc.StatusCode
 # What no answer but the agent's own can be, or none after which something is still written.
@@ -80,18 +82,6 @@ class FakeAgent:
         return answer
 
 
-def ours() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob(f"{segments.PREFIX}*")}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind(monkeypatch):
-    monkeypatch.setattr(segments, "PREFIX", f"edge-agent-test-{os.urandom(6).hex()}-")
-    yield
-    gc.collect()
-    assert ours() == set()
-
-
 @pytest.fixture
 def agent(folder):
     made = FakeAgent(folder / "agent.sock")
@@ -107,7 +97,7 @@ def client(agent, folder):
 
 def judge_after(client: EdgeAgentClient, agent: FakeAgent) -> None:
     """Make a call after one that ended without the agent, and let that one go on; neither has what is the other's."""
-    assert ours() == set()
+    assert of_clients() == set()
     agent.ends_with, agent.interrupts = None, False
     result = client.detect("board", picture(64, 64, 2))
     agent.write_mask(0, LATE)
@@ -137,7 +127,7 @@ def test_a_call_that_times_out_keeps_no_segment(client, agent):
     agent.hangs = True
     with pytest.raises(CallTimedOut) as caught:
         client.detect("board", picture(64, 64), timeout=0.2)
-    assert ours() == set()
+    assert of_clients() == set()
     assert segments.PREFIX not in Path("/proc/self/maps").read_text()
     assert caught.value.code is Code.DEADLINE_EXCEEDED
 
@@ -154,7 +144,7 @@ def test_segments_serve_again_after_a_refusal(client, agent, code):
     agent.ends_with = None
     assert (client.detect("board", picture(64, 64)).mask == IN_TIME).all()
     assert {one.code for one in kept} == {code}
-    assert len({name for names in agent.names for name in names}) == len(ours()) == 2
+    assert len({name for names in agent.names for name in names}) == len(of_clients()) == 2
 
 
 def test_no_room_for_the_mask_costs_no_segment(client, agent, monkeypatch):
@@ -169,7 +159,7 @@ def test_no_room_for_the_mask_costs_no_segment(client, agent, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full_for_the_second)
     with pytest.raises(segments.SharedMemoryFull):
         client.detect("board", picture(64, 64))
-    (image,) = ours()
+    (image,) = of_clients()
     assert (client.detect("board", picture(64, 64)).mask == IN_TIME).all()
     assert agent.names[0][0] == f"/{image}"
 

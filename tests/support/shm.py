@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from edge_agent import segments
 from support.users import agent_user
 
 SHM = Path("/dev/shm")
@@ -11,6 +12,11 @@ SHM = Path("/dev/shm")
 def new_name() -> str:
     """Return a segment's name that nobody else has."""
     return f"edge-agent-test-{os.urandom(6).hex()}"
+
+
+def of_clients() -> set[str]:
+    """Return the names of the segments that the clients of this test have now; see the fixture `client_segments`."""
+    return {path.name for path in SHM.glob(f"{segments.PREFIX}*")}
 
 
 def create(name: str, content: bytes = b"", size: int | None = None) -> None:
