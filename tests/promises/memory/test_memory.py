@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -176,12 +176,16 @@ def start_at_once(agent: Agent, needed: int) -> int:
 
 
 class NoneRefused(AssertionError):
-    """All models were started."""
+    """All models were started; `most_free` is the most memory that there was after any start, their weights included."""
+
+    def __init__(self, most_free: int) -> None:
+        super().__init__("no model was refused")
+        self.most_free = most_free
 
 
 def start_one_by_one(agent: Agent, starts: int) -> int:
     """Start models, whose weights take real memory, until one is refused, and on; return the starts that were counted."""
-    at = Until(agent, NEEDED)
+    at, most_free = Until(agent, NEEDED), 0
     for _ in range(starts):
         made_room = at.refused > 0 and not at.running
         refused = at.refused
@@ -190,9 +194,11 @@ def start_one_by_one(agent: Agent, starts: int) -> int:
             assert not made_room, "there is no room although all models were stopped"
             at.judge()
             at.stop_all()
+        # At once: what others give back they may take again.
+        most_free = max(most_free, memory.available() + len(at.running) * WEIGHTS)
     at.judge()
     if not at.refused:
-        raise NoneRefused("no model was refused")
+        raise NoneRefused(most_free)
     return at.counted()
 
 
@@ -207,9 +213,8 @@ def start_until_refused(models: Path, starts: int, kills_before: int) -> int:
         with serving(models, memory_reserve=reserve) as agent:
             try:
                 counted = start_one_by_one(agent, starts)
-            except NoneRefused:
-                given_back = memory.available() - reserve - (ROOM - starts * WEIGHTS)
-                if given_back <= 0 or not attempts_left:
+            except NoneRefused as none:
+                if none.most_free <= reserve + ROOM or not attempts_left:
                     raise
             else:
                 check_nothing_was_killed(agent, kills_before)
@@ -292,7 +297,10 @@ def resident(pid: int) -> int:
 
 def open_files(agent: Agent) -> int:
     """Return how much memory the agent shares with others, in files."""
-    links = [os.readlink(one) for one in Path(f"/proc/{agent.pid}/fd").iterdir()]
+    links = []
+    for one in Path(f"/proc/{agent.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # a connection that has just been closed
+            links.append(os.readlink(one))
     return sum(link.startswith("/memfd:") for link in links)
 
 
