@@ -19,6 +19,7 @@ import pytest
 from edge_agent import segments
 from support import shared, shm
 from support.agent import Agent, place
+from support.alone import turn
 from support.promises import FAST, FULL, Promises
 from support.users import I_AM_ROOT, agent_user
 
@@ -46,6 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if mark := MARKS.get(item.path.relative_to(HERE).parts[0]):
             item.add_marker(mark)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Where pytest-xdist runs several tests at a time, let those marked `alone` run while no other does."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
