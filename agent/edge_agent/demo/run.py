@@ -25,6 +25,8 @@ NAME = "demo-board"
 TRAINING = 24
 GOOD, EACH_DEFECT = 6, 2
 PATIENCE = 30.0
+# zlib's fastest level: a fifth of the default's time for files a sixth larger, noise being what photographs are full of.
+QUICKLY = 1
 
 
 class DemoFailed(Exception):
@@ -163,7 +165,7 @@ def _inspect(client: EdgeAgentClient, line: Line) -> list[Inspected]:
 def _write_overlays(inspected: list[Inspected], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for one in inspected:
-        overlay.draw(one.board.pixels, one.detection, one.name).save(folder / f"{one.name}.png")
+        overlay.draw(one.board.pixels, one.detection, one.name).save(folder / f"{one.name}.png", compress_level=QUICKLY)
     return folder
 
 
@@ -175,7 +177,7 @@ def _keep(folder: Path, normals: list[template.Pixels], inspected: list[Inspecte
     ):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for name, pixels in pictures.items():
-            Image.fromarray(pixels).save(folder / kind / f"{name}.png")
+            Image.fromarray(pixels).save(folder / kind / f"{name}.png", compress_level=QUICKLY)
     shutil.rmtree(folder / "models" / NAME, ignore_errors=True)
     shutil.copytree(package, folder / "models" / NAME)
 
