@@ -18,6 +18,8 @@ from support.agent import environment
 
 
 class TestMemory:
+    TAKEN = 512 << 20
+
     @staticmethod
     def tree(tmp_path, most="max", used=0, cached=0, above=None):
         (tmp_path / "proc/self").mkdir(parents=True)
@@ -37,6 +39,16 @@ class TestMemory:
     def test_machine(self, tmp_path):
         assert self.tree(tmp_path) == 8000 * 1024
 
+    def test_free_pages_that_are_kept_for_each_cpu(self, tmp_path):
+        """Two CPUs, as Linux tells of them: only their counts are pages that are free."""
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/zoneinfo").write_text(
+            "Node 0, zone   Normal\n  pages free     2291472\n      nr_free_pages 2291472\n  pagesets\n"
+            "    cpu: 0\n              count:    8528\n              high:     8883\n              batch:    63\n"
+            "    cpu: 1\n              count:    72\n              high:     8757\n              batch:    63\n"
+        )
+        assert self.tree(tmp_path) == 8000 * 1024 + 8600 * os.sysconf("SC_PAGE_SIZE")
+
     def test_cgroup_with_less(self, tmp_path):
         assert self.tree(tmp_path, most=5000, used=4000, cached=1500) == 2500
 
@@ -48,6 +60,14 @@ class TestMemory:
 
     def test_here(self):
         assert 0 < memory.available() < 1 << 50
+
+    @pytest.mark.alone
+    def test_what_a_process_has_just_left_is_there_at_once(self):
+        before = memory.available()
+        took = f"import numpy; numpy.ones({self.TAKEN} // 8)"
+        for _ in range(3):
+            subprocess.run([sys.executable, "-c", took], check=True)
+        assert memory.available() > before - self.TAKEN / 16
 
     def test_two_models_do_not_count_on_the_same_memory(self):
         ledger = MemoryLedger(reserve=100, free=lambda: 1000)
