@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Agents are started under another uid, for which subprocess forks: gRPC's handlers of forks then halt all of its threads
 # while other threads are in the middle of calls. Nothing here uses gRPC in a forked process.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# A shell that starts this in the background has it ignored, which every program that is started here would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import posix_ipc
 import pytest

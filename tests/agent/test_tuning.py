@@ -52,7 +52,6 @@ SLOTS = Candidate(1, 2)
 PROCESSORS = sorted(os.sched_getaffinity(0))
 # The command line, which tells the name of its segment.
 TELLING = """
-import signal
 import sys
 from edge_agent import trials
 from edge_agent.__main__ import main
@@ -62,7 +61,6 @@ class Frame(bare.Frame):
         super().__init__(*arguments)
         print("segment", self.name, file=sys.stderr, flush=True)
 trials.Frame = Frame
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which it is not where the tests run in the background
 sys.exit(main())
 """
 
