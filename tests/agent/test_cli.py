@@ -257,6 +257,25 @@ def test_a_signal_that_is_ignored_stays_so():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("closed", ["<&- >&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["models", "status", "doctor", "detect"])
+def test_streams_that_are_closed(agent, images, command, closed):
+    """What is opened next would have their numbers, and be written to."""
+    arguments = {
+        "status": ["--state-dir", str(agent.folder / "state")],
+        "doctor": ["--models", str(agent.folder)],
+        "detect": [str(images / "dark.png"), str(images / "bright.png"), "--model", "board"],
+    }.get(command, [])
+    program = [sys.executable, "-m", "edge_agent", command, *arguments]
+    env = environment(EDGE_AGENT_SOCKET=str(agent.socket))
+    shown = subprocess.run(program, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert shown.stdout
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *program]
+    done = subprocess.run(shell, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (shown.returncode, "")
+    assert done.stderr == ("" if "2>" in closed else shown.stderr)
+
+
 def test_describe(agent):
     done = run(agent, "describe", "board")
     assert done.returncode == 0

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -22,6 +23,7 @@ def run(command: Callable[[], object]) -> int:
     """Run the command line; return its exit code, 1 when the system failed it, which is told in a sentence."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # they are written for programmers
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
@@ -33,6 +35,15 @@ def run(command: Callable[[], object]) -> int:
         click.echo(printable(f"Error: {what}: {error.strerror or error}."), err=True)
         return 1
     return 0
+
+
+def _open_streams() -> None:
+    """Open /dev/null for each standard stream that the caller has closed, or what is opened next would be taken for it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  (it gets the lowest number, which is the closed one's)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 @contextmanager
@@ -62,10 +73,8 @@ def _printing(error: OSError) -> bool:
     return frame.f_code.co_name == click.echo.__name__
 
 
-def _let_go(stream: TextIO | None) -> None:
+def _let_go(stream: TextIO) -> None:
     """Drop what is still to be written, if it cannot be: the interpreter would try once more, and complain."""
-    if stream is None:  # closed by the caller, and never written to
-        return
     try:
         stream.flush()
     except OSError:
