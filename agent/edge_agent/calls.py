@@ -61,7 +61,8 @@ class CallQueue:
     Not a lock: the threads of a lock are served in no order, which costs the slowest callers a third of their time.
     """
 
-    def __init__(self, name: str, limit: int, slots: int = 1) -> None:
+    def __init__(self, name: str, limit: int, slots: int = 1, grown: Callable[[int], object] = lambda _: None) -> None:
+        """Let `limit` calls wait; `grown` is told at once how many do when they are more than ever before."""
         self._name = name
         self._limit = limit
         self._slots = slots
@@ -74,7 +75,8 @@ class CallQueue:
         self._over = False
         self._waiting: deque[Turn] = deque()
         self._closed: MakeError | None = None
-        self.longest = 0
+        self._longest = 0
+        self._grown = grown
 
     def limit(self, most: int) -> None:
         """Let at most so many wait from now on; nobody who waits already is sent away."""
@@ -117,8 +119,7 @@ class CallQueue:
                 raise CannotKeepUp(
                     f"The model has {self._limit} calls waiting, its queue_limit; send fewer calls at once, or call again later."
                 )
-            self._waiting.append(turn)
-            self.longest = max(self.longest, len(self._waiting))
+            self._line_up(len(self._waiting), turn)
             logger.debug("%s: a call waits, %d before it", self._name, len(self._waiting))
         self._wait(deadline, turn)
 
@@ -132,12 +133,18 @@ class CallQueue:
             turn.renew()
             # Before all that came later, and after those that came earlier and gave theirs up just before.
             place = sum(one.number < turn.number for one in self._waiting)
-            self._waiting.insert(place, turn)
+            self._line_up(place, turn)
             self._free.append(turn.slot)
             if self._over:
                 self._send_away()
             self._idle.notify_all()
         self._wait(deadline, turn)
+
+    def _line_up(self, place: int, turn: Turn) -> None:
+        self._waiting.insert(place, turn)
+        if len(self._waiting) > self._longest:
+            self._longest = len(self._waiting)
+            self._grown(self._longest)
 
     def _wait(self, deadline: float | None, turn: Turn) -> None:
         turn.wait(deadline)

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from edge_agent import lifecycle, packages, threads
@@ -410,7 +411,8 @@ class Model:
     def _serve(self, starter: Starter, worker: Worker) -> None:
         """Serve with a worker that has loaded the package; raise NoThread where nobody can look after it."""
         self._ledger.settle(self.name)
-        queue = CallQueue(self.name, self._settings.of_model(self.name, "queue_limit"), self._planner.chosen.slots)
+        limit, slots = self._settings.of_model(self.name, "queue_limit"), self._planner.chosen.slots
+        queue = CallQueue(self.name, limit, slots, partial(self._metrics.queued, self.name))
         does = self._failed, self._took_over, self._on_disk, self._settling_pause
         serving = Serving(self.name, starter, (self.found, worker), queue, self._budget(), self._metrics, *does)
         with self._lock:  # so that its death is heard of only when it serves

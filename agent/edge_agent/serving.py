@@ -73,7 +73,6 @@ class Serving:
         self._left: deque[Callable[[], object]] = deque()
         self._found = loaded[0]
         self._next: Found | None = None
-        self._longest = 0
         self.note = ""
         self._worker: Worker | None = loaded[1]
 
@@ -143,9 +142,6 @@ class Serving:
         finally:
             if turn.granted:
                 self._queue.leave(turn.slot)
-            if self._queue.longest > self._longest:
-                self._longest = self._queue.longest
-                self._metrics.queued(self._name, self._longest)
 
     def watch(self) -> None:
         """Begin to look after the worker; raise NoThread where nobody can."""

@@ -87,6 +87,28 @@ def test_given_up_turns_are_skipped():
     assert second == ["entered"]
 
 
+def test_the_most_that_have_waited_are_told_at_once():
+    lengths: list[int] = []
+    queue = CallQueue("board", 2, grown=lengths.append)
+    queue.enter(None, first := Turn())
+    threads = [enter_in_thread(queue, []) for _ in range(2)]
+    assert lengths == [1, 2]
+    queue.pause()
+    # Whoever gives the turn up waits, too.
+    threads.append(threading.Thread(target=queue.again, args=(None, first)))
+    threads[-1].start()
+    until(lambda: waiting(queue) == 3, "it waits")
+    assert lengths == [1, 2, 3]
+    queue.resume()
+    for _ in threads:
+        until(lambda: queue.status()["in_flight"] == 1, "one has its turn")
+        queue.leave()
+    for thread in threads:
+        thread.join(30)
+    enter_in_thread(queue, [], deadline=time.monotonic()).join(30)
+    assert lengths == [1, 2, 3], "fewer than once are not told"
+
+
 @pytest.mark.parametrize("passed", ["deadline", "caller"])
 def test_at_the_very_moment_of_the_grant(passed):
     """The turn is granted, and nobody waits for the answer by the time that the thread runs."""
@@ -130,12 +152,13 @@ class TestDeadOnArrival:
             assert queue.status()["in_flight"] == 0
 
     def test_it_takes_no_place_in_the_queue_and_is_not_counted_as_rejected(self):
-        queue = CallQueue("board", 0)
+        lengths = []
+        queue = CallQueue("board", 0, grown=lengths.append)
         queue.enter(None, Turn())
         for deadline, turn in self.calls():
             with pytest.raises(Expired):
                 queue.enter(deadline, turn)
-        assert queue.longest == 0
+        assert lengths == []
 
     def test_of_a_queue_that_is_closed_it_is_told_that(self):
         queue = CallQueue("board", 5)

@@ -6,6 +6,7 @@ Each worker that a model was given must have been released, once and after its e
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,7 @@ class Board:
     def __init__(self, budget: RestartBudget | None, limit: int = 16) -> None:
         self.starter = MadeUpStarter()
         self.metrics = Metrics()
-        self.queue = CallQueue("board", limit)
+        self.queue = CallQueue("board", limit, grown=partial(self.metrics.queued, "board"))
         self.failed: list[str] = []
         self.took_over: list[Found] = []
         self.first = found("1")
@@ -323,9 +324,9 @@ class TestDeath:
         # Who would have the turn, were the worker there, waits for nobody.
         waiting = [board.wait() for _ in range(3)]
         assert failure(Call(board))[0] is CannotKeepUp
+        assert board.metrics.snapshot()["queue_longest"] == {"board": 3}, "it is told while they wait"
         board.starter.go_on.set()
         assert [call.outcome for call in waiting] == ["1"] * 3
-        assert board.metrics.snapshot()["queue_longest"] == {"board": 3}
         board.close()
 
     def test_is_seen_to_once_by_whoever_comes_first(self, board):
