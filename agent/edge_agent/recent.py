@@ -42,4 +42,6 @@ class Recent:
 
 
 def _difference(now: Sequence[int], before: Sequence[int] | None) -> list[int]:
-    return [one - other for one, other in zip(now, before, strict=True)] if before else list(now)
+    """Return what came since; counts that are less than they were have begun anew (Metrics.keep), as Prometheus takes it."""
+    since = [one - other for one, other in zip(now, before, strict=True)] if before else []
+    return since if since and min(since) >= 0 else list(now)

@@ -61,6 +61,20 @@ def test_models_by_themselves(clocked):
     assert {model: one["calls"] for model, one in clocked.look(WINDOW).items()} == {"part": 5}
 
 
+def test_counts_that_began_anew(clocked):
+    """A model that was forgotten among many that went, and is back within the window."""
+    clocked.answer(101, 0.002)
+    for number in range(66):
+        clocked.answer(1, 0.002, f"z{number}")
+    clocked.look(1)
+    clocked.look(WINDOW)
+    clocked.metrics.keep([])
+    clocked.answer(3, 0.002)
+    found = clocked.look(2)["board"]
+    assert (found["calls"], found["calls_per_s"]) == (3, 0.25)
+    assert 0 < found["p50"] <= 0.002
+
+
 def test_looks_are_not_kept_for_ever(clocked):
     for _ in range(1000):
         clocked.look(1)
