@@ -576,6 +576,19 @@ def test_what_goes_wrong_is_logged_and_no_traceback_is_told(port, caplog):
     assert caplog.records[-1].limited, "who asks decides how often it is"
 
 
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text; version=x", "text/plain;version=1..0", ";,;", "\x80", ""]
+)
+def test_an_accept_header_that_means_nothing_gets_the_text_that_all_can_read(served_on, caplog, accept):
+    with socket.create_connection(served_on) as one:
+        one.sendall(f"GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n".encode("latin-1"))
+        answer = one.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.0 200 OK\r\n")
+    assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n" in answer
+    assert b"edge_agent_up 1" in answer
+    assert caplog.text == ""
+
+
 def test_the_network_is_not_asked_for_our_name(port, monkeypatch):
     """Where no name server answers, that would take until its time is over."""
     monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("the network was asked"))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
 
 from edge_agent.errors import AgentRefused, no_more_files
 from edge_agent.exporter.address import Loopback
@@ -150,6 +151,8 @@ def _guarded(registry: CollectorRegistry) -> Any:
     application, turn = make_wsgi_app(registry), _turns()
 
     def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if not _understood(environ.get("HTTP_ACCEPT", "")):
+            del environ["HTTP_ACCEPT"]
         try:
             with turn():
                 answered: Iterable[bytes] = application(environ, start_response)
@@ -160,6 +163,15 @@ def _guarded(registry: CollectorRegistry) -> Any:
         return answered
 
     return answer
+
+
+def _understood(accept: str) -> bool:
+    """Return whether the library can read an Accept header; one that it cannot gets the text that all can read."""
+    try:
+        choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is none
+        return False
+    return True
 
 
 def _turns() -> Callable[[], AbstractContextManager[None]]:
