@@ -65,12 +65,16 @@ class MemoryLedger:
 
 
 def _kept_for_cpus(proc: Path) -> int:
-    """Return the bytes of the free pages in the page sets of all CPUs and zones (zoneinfo, in proc(5))."""
+    """Return the bytes of the free pages in the page sets of all CPUs and zones (zoneinfo, in proc(5)).
+
+    At most an eighth of MemTotal, as the kernel has it (vm.percpu_pagelist_high_fraction), since where a container is shown
+    a meminfo of its own, this is still the machine's.
+    """
     try:
         counts = re.findall(r"^\s+count:\s+(\d+)$", (proc / "zoneinfo").read_text(), re.MULTILINE)
     except OSError:
         return 0  # hidden in some containers
-    return sum(map(int, counts)) * os.sysconf("SC_PAGE_SIZE")
+    return min(sum(map(int, counts)) * os.sysconf("SC_PAGE_SIZE"), _field(proc / "meminfo", "MemTotal:") * 1024 // 8)
 
 
 def _headrooms(proc: Path, cgroups: Path) -> list[int]:

@@ -39,15 +39,26 @@ class TestMemory:
     def test_machine(self, tmp_path):
         assert self.tree(tmp_path) == 8000 * 1024
 
-    def test_free_pages_that_are_kept_for_each_cpu(self, tmp_path):
-        """Two CPUs, as Linux tells of them: only their counts are pages that are free."""
+    @staticmethod
+    def kept_for_cpus(tmp_path, *sizes):
+        """Write what Linux tells of CPUs that have so many bytes of free pages each: only `count` is of pages that are free."""
+        page = os.sysconf("SC_PAGE_SIZE")
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc/zoneinfo").write_text(
             "Node 0, zone   Normal\n  pages free     2291472\n      nr_free_pages 2291472\n  pagesets\n"
-            "    cpu: 0\n              count:    8528\n              high:     8883\n              batch:    63\n"
-            "    cpu: 1\n              count:    72\n              high:     8757\n              batch:    63\n"
+            + "".join(
+                f"    cpu: {cpu}\n              count:    {size // page}\n              high:     8883\n              batch:    63\n"
+                for cpu, size in enumerate(sizes)
+            )
         )
-        assert self.tree(tmp_path) == 8000 * 1024 + 8600 * os.sysconf("SC_PAGE_SIZE")
+
+    def test_free_pages_that_are_kept_for_each_cpu(self, tmp_path):
+        self.kept_for_cpus(tmp_path, 128 << 10, 512 << 10)
+        assert self.tree(tmp_path) == (8000 + 128 + 512) * 1024
+
+    def test_a_container_that_is_shown_the_pages_of_the_machine(self, tmp_path):
+        self.kept_for_cpus(tmp_path, 4 << 30)
+        assert self.tree(tmp_path) == (8000 + 9000 // 8) * 1024
 
     def test_cgroup_with_less(self, tmp_path):
         assert self.tree(tmp_path, most=5000, used=4000, cached=1500) == 2500
