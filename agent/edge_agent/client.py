@@ -3,6 +3,7 @@
 It needs neither OpenCV nor an inference runtime, and lives beside a program's own generated `edge_agent_pb2`.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 POLL = 0.05
+# Seconds that a call gets at least where there is a time to give up: else one that is nearly over would say nothing new.
+LEAST = 1.0
 
 
 class CallFailed(Exception):
@@ -181,57 +184,70 @@ class EdgeAgentClient:
         self._channel.close()
         self._segments.close()
 
-    def list_models(self) -> list[ModelInfo]:
-        """Return every deployed model; raise CallFailed."""
-        return [_info(one) for one in self._call("ListModels", pb2.ListModelsRequest()).models]
+    def list_models(self, timeout: float | None = None) -> list[ModelInfo]:
+        """Return every deployed model; raise CallFailed. `timeout`, here and below, is the call's deadline in seconds."""
+        return [_info(one) for one in self._call("ListModels", pb2.ListModelsRequest(), timeout).models]
 
-    def describe_model(self, name: str) -> ModelInfo:
+    def describe_model(self, name: str, timeout: float | None = None) -> ModelInfo:
         """Return one deployed model; raise CallFailed."""
-        response = self._call("DescribeModel", pb2.DescribeModelRequest(model_component=_component(name)))
+        response = self._call("DescribeModel", pb2.DescribeModelRequest(model_component=_component(name)), timeout)
         return _info(response.model_description)
 
-    def start_model(self, name: str) -> None:
+    def start_model(self, name: str, timeout: float | None = None) -> None:
         """Begin to load a model; raise CallFailed."""
-        self._call("StartModel", pb2.StartModelRequest(model_component=_component(name)))
+        self._call("StartModel", pb2.StartModelRequest(model_component=_component(name)), timeout)
 
-    def stop_model(self, name: str) -> None:
-        """Unload a model; raise CallFailed."""
-        self._call("StopModel", pb2.StopModelRequest(model_component=_component(name)))
+    def stop_model(self, name: str, timeout: float | None = None) -> None:
+        """Unload a model; raise CallFailed. The agent goes on unloading it where the deadline passes."""
+        self._call("StopModel", pb2.StopModelRequest(model_component=_component(name)), timeout)
 
     def start_and_wait(
         self, name: str, timeout: float | None = None, progress: Callable[[ModelInfo], None] = lambda _: None
     ) -> ModelInfo:
         """Start a model unless it runs or is starting already, and wait until it is RUNNING.
 
+        One that is STOPPING is waited for, and then started.
+
         Args:
             name: the model component.
-            timeout: seconds to wait, or None.
+            timeout: seconds to wait, or None. An agent that does not answer at all gets a second at least.
             progress: called with what DescribeModel says, each time that it says something new.
 
         Raises:
-            CallFailed: a call failed, or the model ended FAILED (code UNKNOWN, with its `status_message`).
+            ModelFailed: the model ended FAILED, or somebody stopped it; the text has its `status_message`.
+            CallFailed: a call failed; a subclass says how.
             TimeoutError: it was not RUNNING in time.
 
         """
-        give_up = None if timeout is None else time.monotonic() + timeout
+        give_up = math.inf if timeout is None else time.monotonic() + timeout
+        started, told = False, None
         try:
-            self.start_model(name)
-        except CallFailed as error:
-            if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
-                raise
-        told = None
-        while True:
-            info = self.describe_model(name)
-            if info != told:
-                progress(info)
+            while True:
+                if told is None or told.status == "STOPPED":
+                    started = self._start(name, _left(give_up))
+                info = self.describe_model(name, _left(give_up))
+                if info != told:
+                    progress(info)
                 told = info
-            if info.status == "RUNNING":
-                return info
-            if info.status != "STARTING":
-                raise ModelFailed(grpc.StatusCode.UNKNOWN, f"The model is {info.status}: {info.status_message}")
-            if give_up is not None and time.monotonic() >= give_up:
-                raise TimeoutError(f"The model was not RUNNING within {timeout:g} s: {info.status_message}")
-            time.sleep(POLL)
+                if info.status == "RUNNING":
+                    return info
+                if info.status == "FAILED" or (info.status == "STOPPED" and started):
+                    raise ModelFailed(grpc.StatusCode.UNKNOWN, f"The model is {info.status}: {info.status_message}")
+                if time.monotonic() >= give_up:
+                    raise TimeoutError(f"The model was not RUNNING within {timeout:g} s: {info.status_message}")
+                time.sleep(POLL)
+        except CallTimedOut:
+            if timeout is None:
+                raise
+            raise TimeoutError(f"The model was not RUNNING within {timeout:g} s: the agent did not answer.") from None
+
+    def _start(self, name: str, timeout: float | None) -> bool:
+        """Start a model; return whether it could be started, which needs one that is STOPPED or FAILED."""
+        try:
+            self.start_model(name, timeout)
+        except ModelNotStartable:
+            return False
+        return True
 
     def detect(
         self,
@@ -308,6 +324,11 @@ class EdgeAgentClient:
             details = f"No agent answers on unix://{self.socket_path}. Is it running, and may this user call it?"
         kinds = ERRORS.get(code, {"": CallFailed})
         raise kinds.get(rpc, kinds[""])(code, details)
+
+
+def _left(give_up: float) -> float | None:
+    """Return the deadline in seconds of a call that nobody waits for after `give_up`; None where that is never."""
+    return None if give_up == math.inf else max(LEAST, give_up - time.monotonic())
 
 
 def _component(name: str) -> str:

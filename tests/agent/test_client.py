@@ -261,6 +261,74 @@ def test_timeouts(folder):
         client.start_and_wait("slow", timeout=0.1)
 
 
+def test_an_agent_that_does_not_answer_is_not_waited_for_longer(folder):
+    packages.segmenter(folder / "models" / "board")
+    with serving(folder / "models") as agent, EdgeAgentClient(str(agent.socket)) as client:
+        client.list_models()
+        os.kill(agent.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError, match=r"not RUNNING within 0\.2 s: the agent did not answer"):
+                client.start_and_wait("board", timeout=0.2)
+            calls = (client.list_models, partial(client.describe_model, "board"), partial(client.start_model, "board"))
+            for call in (*calls, partial(client.stop_model, "board")):
+                with pytest.raises(library.CallTimedOut):
+                    call(timeout=0.1)
+        finally:
+            os.kill(agent.pid, signal.SIGCONT)
+        assert client.start_and_wait("board", timeout=60).status == "RUNNING"
+        assert client.start_and_wait("board", timeout=0).status == "RUNNING", "a call that is answered gets its time"
+
+
+def test_one_that_is_being_stopped_is_waited_for_and_started(folder):
+    packages.segmenter(folder / "models" / "board")
+    with serving(folder / "models") as agent, EdgeAgentClient(str(agent.socket)) as client:
+        client.start_and_wait("board")
+        (worker,) = agent.workers()
+        os.kill(worker, signal.SIGSTOP)
+        stopping = threading.Thread(target=client.stop_model, args=("board",))
+        stopping.start()
+        until(lambda: agent.state("board") == "STOPPING", "it is being stopped")
+        told = []
+        assert client.start_and_wait("board", progress=told.append).status == "RUNNING"
+        stopping.join(30)
+        assert told[0].status == "STOPPING"
+        assert agent.workers() != [worker]
+
+
+@pytest.mark.parametrize(
+    ("said", "starts", "refused"),
+    [
+        (["STARTING", "RUNNING"], 1, 0),
+        (["STOPPED", "STARTING", "RUNNING"], 2, 1),  # it ran when it was to be started, and was stopped
+        (["STOPPING", "STOPPING", "STOPPED", "STARTING", "RUNNING"], 2, 1),
+        (["STOPPED", "STOPPED", "STARTING", "RUNNING"], 3, 2),
+        (["STARTING", "FAILED"], 1, 0),
+        (["STARTING", "FAILED"], 1, 1),  # somebody else has started it
+        (["STARTING", "STOPPING", "STOPPED"], 1, 0),  # and somebody has stopped what was started here
+    ],
+)
+def test_what_comes_between_is_waited_for(monkeypatch, said, starts, refused):
+    with EdgeAgentClient("/tmp/no-agent-is-here.sock") as client:
+        begun = []
+
+        def start(name: str, timeout: float | None) -> None:
+            begun.append(name)
+            if len(begun) <= refused:
+                raise library.ModelNotStartable(grpc.StatusCode.FAILED_PRECONDITION, "")
+
+        states = iter(said)
+        monkeypatch.setattr(client, "start_model", start)
+        monkeypatch.setattr(
+            client, "describe_model", lambda name, timeout: library.ModelInfo(name, "", next(states), "why")
+        )
+        if said[-1] == "RUNNING":
+            assert client.start_and_wait("board").status == "RUNNING"
+        else:
+            with pytest.raises(library.ModelFailed, match=f"The model is {said[-1]}: why"):
+                client.start_and_wait("board")
+        assert (begun, next(states, None)) == (["board"] * starts, None)
+
+
 def test_no_agent(tmp_path):
     with (
         EdgeAgentClient(str(tmp_path / "nowhere")) as client,
