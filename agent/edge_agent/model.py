@@ -207,7 +207,8 @@ class Model:
             reason = "The agent failed to load it; its log has the cause."
         with self._lock:
             self._swapping = False
-            if reason and self._serving is serving:  # else it was stopped meanwhile
+            going_on = self._serving is serving and self._state is State.RUNNING and not self._closing
+            if reason and going_on:  # else it ended because the model is being stopped
                 self._deployment.cannot_take_over(found, reason)
                 logger.warning("%s: version %s cannot take over: %s", self.name, found.version, reason)
 

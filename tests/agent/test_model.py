@@ -11,6 +11,7 @@ import pytest
 from edge_agent import packages as package_files
 from edge_agent.accelerators import Gpu, Here
 from edge_agent.config import ModelSettings, Settings
+from edge_agent.deaths import WorkerDied
 from edge_agent.errors import ModelNotFound, WrongState
 from edge_agent.gpus import Gpus
 from edge_agent.lifecycle import State
@@ -157,6 +158,26 @@ def test_what_came_too_late_has_not_taken_over(swapping):
     old, serving.takes = model.found, False
     model._swap(serving, new)
     assert (model.found, swapped(model)) == (old, 0)
+
+
+@pytest.mark.parametrize("goes", ["on", "stops", "ends", "serves anew"])
+def test_a_worker_that_ends_with_its_model_is_no_failure(swapping, monkeypatch, caplog, goes):
+    model, serving, new, _ = swapping
+
+    def ended(_: Found) -> None:
+        if goes == "stops":
+            model._state = State.STOPPING
+        elif goes == "ends":
+            model._closing = True
+        elif goes == "serves anew":
+            model._serving = Serving(new, model._took_over)
+        raise WorkerDied("the model was stopped")
+
+    monkeypatch.setattr(serving, "swap", ended)
+    model._swap(serving, new)
+    failed = "cannot take over: Its worker process ended while it was loading: the model was stopped."
+    assert (failed in caplog.text) is (goes == "on")
+    assert bool(model._deployment.why_not(new)) is (goes == "on")
 
 
 def test_what_was_started_in_the_place_of_the_old_one_is_what_is_told(swapping):
