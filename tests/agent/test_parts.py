@@ -307,6 +307,27 @@ except PackageRefused as refusal:
     assert done.stdout == f"ONNX Runtime is not installed; {extra('cpu')}.\n", done.stderr
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one core it starts none in any case")
+@pytest.mark.parametrize(
+    ("command", "asked", "alone"),
+    [("main()", None, True), ("main()", "2", False), ("pass", None, False)],
+    ids=["ours", "as the environment says", "control"],
+)
+def test_numpy_starts_no_threads_in_what_the_command_starts(command, asked, alone):
+    script = f"""
+import contextlib, os, sys
+sys.argv[1:] = ["--version"]
+from edge_agent.__main__ import main
+with contextlib.suppress(SystemExit):
+    {command}
+import numpy
+print("threads", len(os.listdir("/proc/self/task")))
+"""
+    done = run(script, **({"OPENBLAS_NUM_THREADS": asked} if asked else {}))
+    told, threads = done.stdout.split()[-2:]
+    assert (told, int(threads) == 1) == ("threads", alone)
+
+
 class TestExtras:
     def test_the_words(self):
         assert extra("packaging") == "install the extra `packaging`, in a checkout with: pip install '.[packaging]'"
