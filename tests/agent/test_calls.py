@@ -27,7 +27,7 @@ def enter_in_thread(
             outcome.append("entered")
 
     before = waiting(queue)
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     until(lambda: waiting(queue) > before or outcome, "it waits")
     return thread
@@ -95,7 +95,7 @@ def test_the_most_that_have_waited_are_told_at_once():
     assert lengths == [1, 2]
     queue.pause()
     # Whoever gives the turn up waits, too.
-    threads.append(threading.Thread(target=queue.again, args=(None, first)))
+    threads.append(threading.Thread(target=queue.again, args=(None, first), daemon=True))
     threads[-1].start()
     until(lambda: waiting(queue) == 3, "it waits")
     assert lengths == [1, 2, 3]

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
@@ -267,8 +268,14 @@ def test_an_agent_that_does_not_answer_is_not_waited_for_longer(folder):
         client.list_models()
         os.kill(agent.pid, signal.SIGSTOP)
         try:
+            with ThreadPoolExecutor(1) as pool:
+                waits = pool.submit(client.start_and_wait, "board", timeout=0.2)
+                done, _ = wait([waits], timeout=10)  # ten times what it takes
+                if not done:
+                    os.kill(agent.pid, signal.SIGCONT)
+                assert done, "it waits on"
             with pytest.raises(TimeoutError, match=r"not RUNNING within 0\.2 s: the agent did not answer"):
-                client.start_and_wait("board", timeout=0.2)
+                waits.result()
             calls = (client.list_models, partial(client.describe_model, "board"), partial(client.start_model, "board"))
             for call in (*calls, partial(client.stop_model, "board")):
                 with pytest.raises(library.CallTimedOut):
@@ -276,7 +283,25 @@ def test_an_agent_that_does_not_answer_is_not_waited_for_longer(folder):
         finally:
             os.kill(agent.pid, signal.SIGCONT)
         assert client.start_and_wait("board", timeout=60).status == "RUNNING"
-        assert client.start_and_wait("board", timeout=0).status == "RUNNING", "a call that is answered gets its time"
+
+
+@pytest.mark.parametrize(("timeout", "least", "most"), [(0, 1, 1), (60, 59, 60), (None, None, None)])
+def test_each_call_of_a_wait_has_what_is_left_of_it_and_a_second_at_least(monkeypatch, timeout, least, most):
+    given = []
+
+    def start(name: str, timeout: float | None) -> None:
+        given.append(timeout)
+
+    def describe(name: str, timeout: float | None) -> library.ModelInfo:
+        given.append(timeout)
+        return library.ModelInfo(name, "", "RUNNING", "")
+
+    with EdgeAgentClient("/tmp/no-agent-is-here.sock") as client:
+        monkeypatch.setattr(client, "start_model", start)
+        monkeypatch.setattr(client, "describe_model", describe)
+        client.start_and_wait("board", timeout)
+    assert len(given) == 2
+    assert all(one is None if least is None else least <= one <= most for one in given)
 
 
 def test_one_that_is_being_stopped_is_waited_for_and_started(folder):
