@@ -3,8 +3,10 @@
 import contextlib
 import gc
 import os
+import random
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +81,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _hangups_reach_what_is_started() -> None:
+    """A shell's `nohup` has SIGHUP ignored, which programs inherit; a handler they do not. We ourselves go on all the same."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _every_agent_is_closed() -> Iterator[None]:
     """An agent that is not closed leaves its folder behind."""
     yield
@@ -99,6 +108,16 @@ def module_folder() -> Iterator[Path]:
     made = place()
     yield made
     shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def port() -> int:
+    """A port of 127.0.0.1 that nobody has, below those of ip(7) that the system gives to whoever asks for any."""
+    while True:
+        number = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", number))
+            return number
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from edge_agent import bitmaps
 from edge_agent.bitmaps import Image, MaskTarget, Segment
 from edge_agent.errors import InvalidArgument, NotEnoughMemory
+from support.open_files import nothing_stays_open
 
 
 @pytest.mark.parametrize("width", [64, 65, 66, 67, 68, 4095, 4096])
@@ -100,16 +101,16 @@ bytes(memory)
 
 
 def test_descriptors_are_given_back(image):
-    before = os.listdir("/proc/self/fd")
-    for _ in range(50):
-        bitmaps.copy_in(image, memoryview(bytearray(12288)))
-        MaskTarget(image.segment, 12288).close()
-        for size in (12289, 99999):
-            with pytest.raises(InvalidArgument):
-                bitmaps.copy_in(Image(64, 64, 192, Segment(image.segment.name, 0, size)), memoryview(bytearray(12288)))
-            with pytest.raises(InvalidArgument):
-                MaskTarget(image.segment, size)
-    assert os.listdir("/proc/self/fd") == before
+    with nothing_stays_open():
+        for _ in range(50):
+            bitmaps.copy_in(image, memoryview(bytearray(12288)))
+            MaskTarget(image.segment, 12288).close()
+            for size in (12289, 99999):
+                larger = Image(64, 64, 192, Segment(image.segment.name, 0, size))
+                with pytest.raises(InvalidArgument):
+                    bitmaps.copy_in(larger, memoryview(bytearray(12288)))
+                with pytest.raises(InvalidArgument):
+                    MaskTarget(image.segment, size)
 
 
 def test_mask_target_that_shrinks_before_the_write_is_not_grown(image):

@@ -25,6 +25,7 @@ from edge_agent.images import NotAnImage
 from support import packages
 from support.agent import Agent, environment, serving
 from support.calls import INVALID, expected_mask, outcome, picture
+from support.processes import computes, cpu_ticks
 from support.shm import of_clients
 from support.users import I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
@@ -451,9 +452,12 @@ def test_a_client_that_was_killed_in_a_call_is_cleaned_up_by_the_next(folder, ag
     packages.write(folder / "models" / "slow", packages.manifest(), packages.slow(10**6))
     with serving(folder / "models", call_timeout=600) as slow:
         slow.run_model("slow")
+        (worker,) = slow.workers()
+        before = cpu_ticks(worker)
         script = PROGRAM.replace('"board"', '"slow"').format(end="")
         process = subprocess.Popen([sys.executable, "-c", script, str(slow.socket), segments.PREFIX], env=environment())
-        until(lambda: len(of_clients()) == 2, "it has its segments, and is in the call")
+        until(lambda: computes(worker, before), "it is in the call")
+        assert len(of_clients()) == 2
         assert segments.sweep() == 0, "a living client's segments are not swept"
         process.kill()
         process.wait()

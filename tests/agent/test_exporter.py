@@ -97,13 +97,6 @@ def of(found: Values, name: str, **labels: str) -> float | None:
     return found.get((f"edge_agent_{name}", tuple(sorted(labels.items()))))
 
 
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 # 1. Addresses.
 
 

@@ -209,9 +209,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_antialiasing_starts_no_thread(antialiased):
     pixels = picture(1920, 1080)
-    before = len(os.listdir("/proc/self/task"))
+    before = set(os.listdir("/proc/self/task"))
     antialiased(pixels, 512, 512)
-    assert len(os.listdir("/proc/self/task")) == before
+    assert set(os.listdir("/proc/self/task")) <= before
 
 
 @pytest.mark.parametrize("threads", [1, 2])

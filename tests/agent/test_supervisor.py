@@ -3,6 +3,7 @@
 And how long one may take that says all the time what it does, one that no signal ends, and answers to other jobs.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -32,6 +33,7 @@ from edge_agent.threads import NoThread
 from support import packages
 from support.agent import PLENTY, serving
 from support.calls import INTERNAL, OK, outcome, picture, request
+from support.open_files import nothing_stays_open, open_files
 from support.waiting import PATIENCE, until
 
 FILES = "(Too many open files); close connections, or allow the agent more open files."
@@ -146,12 +148,10 @@ def test_a_process_that_nobody_can_look_after_is_ended_and_leaves_nothing(monkey
     monkeypatch.setattr("edge_agent.supervisor.threads.start", refuse)
     sleeping = subprocess.Popen(["sleep", "60"])
     process = SimpleNamespace(pid=sleeping.pid, join=sleeping.wait, close=lambda: None)
-    before = os.listdir("/proc/self/fd")
     spawner = SimpleNamespace(spawn=lambda *_: (process, multiprocessing.Pipe()))
-    with pytest.raises(WorkerDied, match="no thread"):
+    with nothing_stays_open(), pytest.raises(WorkerDied, match="no thread"):
         Worker(spawner, SimpleNamespace(name="board"), SessionOptions(), None)
     assert sleeping.returncode == -signal.SIGKILL
-    assert os.listdir("/proc/self/fd") == before
 
 
 def test_nor_is_it_waited_for_where_the_kernel_holds_it(monkeypatch):
@@ -250,11 +250,13 @@ class MadeUpProcess:
 @pytest.fixture
 def made_up(monkeypatch):
     """Make processes; what the worker that is asked for goes by is short."""
-    for name, seconds in {"TERMINATE": 0.01, "ABORT": 0.01, "EXIT": 0.01, "KILL": 0.2}.items():
-        monkeypatch.setattr(supervisor, f"{name}_PATIENCE", seconds)
+    for name in ("TERMINATE", "ABORT", "EXIT"):
+        monkeypatch.setattr(supervisor, f"{name}_PATIENCE", 0.01)
 
-    def make(*arguments: float, **options: bool) -> MadeUpProcess:
-        made = MadeUpProcess(*arguments, **options)
+    def make(*arguments: float, held: bool = False) -> MadeUpProcess:
+        if held:
+            monkeypatch.setattr(supervisor, "KILL_PATIENCE", 0.2)
+        made = MadeUpProcess(*arguments, held=held)
         monkeypatch.setattr("edge_agent.supervisor.os.kill", made.signal)
         return made
 
@@ -309,18 +311,20 @@ class TestHeldByTheKernel:
             assert Outcome(process.worker.wait).get() == "it was stopped" + HELD
 
     def test_its_files_are_kept_until_it_ends(self, made_up, caplog):
-        before = set(os.listdir("/proc/self/fd"))
+        gc.collect()
+        before = open_files()
         process = made_up(held=True)
         process.worker.kill("it was stopped")
         Outcome(process.worker.wait).get()
-        there = set(os.listdir("/proc/self/fd"))
+        there = open_files() - before
+        assert there
         process.worker.release()
-        assert set(os.listdir("/proc/self/fd")) == there
+        assert there <= open_files()
         assert process.closed == 0
         process.end()
         process.pipe.close()
         os.close(process._sentinel)
-        until(lambda: set(os.listdir("/proc/self/fd")) == before, "all is closed")
+        until(lambda: open_files() <= before, "all is closed")
         assert process.closed == 1
         assert f"board: process {PID}, which was given up, has ended." in caplog.text
 

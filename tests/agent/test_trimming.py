@@ -48,10 +48,10 @@ def test_what_is_left_is_given_back_when_it_is_quiet(process, trimmer):
 
 def test_not_while_messages_come(process):
     """They come for longer than it is to be quiet, and far more often; what they may need is not too much."""
-    trimmer = Trimmer(process.give_back, lambda: process.has, 10 * QUIET, steady=QUIET)
+    trimmer = Trimmer(process.give_back, lambda: process.has, 30 * QUIET, steady=QUIET)
     trimmer.start()
     process.has += TOO_MUCH
-    for _ in range(15):
+    for _ in range(40):
         trimmer.answered(LARGE)
         time.sleep(QUIET)
         assert process.given == []
@@ -91,11 +91,11 @@ def test_small_messages_are_not_worth_a_thought(process, trimmer):
 
 def test_all_is_given_back_when_no_image_comes_any_more(process):
     """However small, and each time anew; nothing while they come, nor for messages without an image."""
-    trimmer = Trimmer(process.give_back, lambda: process.has, QUIET, idle=10 * QUIET)
+    trimmer = Trimmer(process.give_back, lambda: process.has, QUIET, idle=20 * QUIET)
     trimmer.start()
     for number in range(1, 3):
         process.has += 1
-        for take_note in (trimmer.received, trimmer.answered) * 8:
+        for take_note in (trimmer.received, trimmer.answered) * 13:
             take_note(IMAGE)
             time.sleep(QUIET)
             assert len(process.given) == number - 1
@@ -103,7 +103,7 @@ def test_all_is_given_back_when_no_image_comes_any_more(process):
     assert process.has == process.floor
     trimmer.received(IMAGE - 1)
     trimmer.answered(IMAGE - 1)
-    time.sleep(15 * QUIET)
+    time.sleep(30 * QUIET)
     assert len(process.given) == 2
 
 

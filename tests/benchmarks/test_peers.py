@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import hold
 from support.waiting import until
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -146,8 +147,7 @@ def test_a_held_server_computes_in_its_turn_only(tmp_path):
             peers.look_at_idle([one])
         assert one.held
         assert one.tree is not None
-        one.tree.signal(19)  # SIGSTOP
-        time.sleep(0.05)
+        hold(process.pid)
         stood = one.tree.cpu_seconds()
         time.sleep(0.2)
         assert one.tree.cpu_seconds() == stood

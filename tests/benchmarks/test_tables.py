@@ -83,14 +83,15 @@ def test_calls_count_when_they_end_in_the_window():
         time.sleep(0.004)
         ended.append(time.monotonic())
 
-    begin = time.monotonic() + 0.03
-    times, cpu = of("callers")._call_until(call, begin, begin + 0.1)
+    callers = of("callers")
+    begin = time.monotonic() + 0.3
+    times, cpu = callers._call_until(call, begin, begin + 0.1)
     within = sum(begin <= one < begin + 0.1 for one in ended)
     assert ended[0] < begin
     assert ended[-1] > begin + 0.09
     # One that ended a few microseconds before the end may be seen after it.
     assert within - 1 <= len(times) <= within
-    assert all(4 <= one < 100 for one in times)
+    assert all(4 <= one < 4000 for one in times)
     assert 0 <= cpu < 0.1
 
 
@@ -102,10 +103,10 @@ def test_a_call_longer_than_the_window_counts_nothing():
 def test_callers_work_beside_each_other_in_one_window():
     callers = of("callers")
     with callers.callers([SLEEPER] * 3) as three:
-        turn = three.turn([0.02, 0.01], 0.4, [os.getpid()])
+        turn = three.turn([0.1, 0.01], 0.4, [os.getpid()])
         assert len(turn.times) == 2  # as many as have keys
         slow, fast = map(len, turn.times)
-        assert 10 <= slow <= 20 < fast <= 40
+        assert 1 <= slow <= 4 < fast <= 40
         assert turn.calls == slow + fast
         assert turn.rate == pytest.approx((slow + fast) / 0.4)
         assert turn.members_cpu < 0.2

@@ -79,10 +79,9 @@ class TestWorkerKilled:
     def test_calls_fail_at_once_and_the_model_is_failed(self, models):
         with serving(models, restart="never") as agent:
             agent.run_model("board")
+            (victim,) = agent.workers()
             agent.run_model("part")
-            workers = agent.workers()
             stub = agent.stub()
-            victim = next(pid for pid in workers if self._serves(agent, pid, "board", workers))
             codes: Counter = Counter()
             ended = threading.Event()
 
@@ -95,9 +94,11 @@ class TestWorkerKilled:
             for caller in callers:
                 caller.start()
             until(lambda: codes[OK, ""] > 50, "calls are answered")
+            hold(victim)
+            until(lambda: agent.log().count("a call waits") >= 3, "one call is under way, the others wait")
             os.kill(victim, signal.SIGKILL)
             # Measured: some milliseconds. A bound for "at once" that a busy machine keeps.
-            until(lambda: any(code == PRECONDITION for code, _ in codes), "the death is told", patience=1.0)
+            until(lambda: any(code == PRECONDITION for code, _ in list(codes)), "the death is told", patience=1.0)
             ended.set()
             for caller in callers:
                 caller.join(30)
@@ -113,15 +114,6 @@ class TestWorkerKilled:
             assert outcome(stub.DetectAnomalies, request("part", 64, 64, PIXELS))[0] == OK
             agent.run_model("board")
             assert outcome(stub.DetectAnomalies, request("board", 64, 64, PIXELS))[0] == OK
-
-    @staticmethod
-    def _serves(agent, pid, model, workers) -> bool:
-        """Return whether a worker serves the model: the only one busy while the model is asked."""
-        before = {one: _cpu(one) for one in workers}
-        stub = agent.stub()
-        for _ in range(200):
-            outcome(stub.DetectAnomalies, request(model, 64, 64, PIXELS))
-        return max(workers, key=lambda one: _cpu(one) - before[one]) == pid
 
     def test_images_of_calls_that_failed_are_given_back(self, folder):
         """An error that several threads raise would keep all their frames, and the images in them, alive."""

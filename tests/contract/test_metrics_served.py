@@ -16,7 +16,6 @@ import sys
 import time
 import urllib.request
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support import hanging, packages
@@ -26,13 +25,6 @@ from support.waiting import until
 
 SIZE = 3 * 64 * 64
 DARK, BRIGHT = bytes(SIZE), b"\xff" * SIZE
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 class Scraped:

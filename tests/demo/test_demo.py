@@ -1,6 +1,7 @@
 """The demo, for real, for 20 seeds; and that it tells when a verdict is wrong."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,35 @@ def test_nothing_is_left_but_the_results(folder):
     assert [path.name for path in results.iterdir()] == ["overlays"]
     assert f"Overlays: {results / 'overlays'}" in done.stdout
     assert list(Path("/dev/shm").glob(f"{prefix}*")) == []
+
+
+# A signal that comes as soon as the agent's process is there, before anybody knows that it is.
+AT_ONCE = """
+import os, signal, subprocess
+from pathlib import Path
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        (Path(os.environ["TMPDIR"]).parent / "agent").write_text(str(self.pid))
+        os.kill(os.getpid(), signal.{name})
+subprocess.Popen = Popen
+from edge_agent.__main__ import main
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 1)])
+def test_a_signal_while_its_agent_is_started_leaves_none(folder, name, code):
+    (folder / "tmp").mkdir()
+    command = [sys.executable, "-c", AT_ONCE.format(name=name), "demo", "--keep", str(folder / "kept")]
+    env = environment(TMPDIR=str(folder / "tmp"))
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    left = alive(agent := int((folder / "agent").read_text()))
+    if left:
+        os.kill(agent, signal.SIGKILL)
+    assert not left, "its agent was left"
+    assert list((folder / "tmp").iterdir()) == []
 
 
 def test_sigterm_ends_it_in_order(folder):

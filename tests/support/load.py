@@ -114,7 +114,7 @@ def fill_the_pool(channel: grpc.Channel, threads: int) -> None:
 
     def all_are_held() -> bool:
         try:
-            channel.unary_unary(rpc)(b"", timeout=0.3)
+            channel.unary_unary(rpc)(b"", timeout=2)  # an answer takes milliseconds
         except grpc.RpcError as error:
             return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         return False

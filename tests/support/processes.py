@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from support.waiting import until
@@ -26,6 +27,15 @@ def cpu_ticks(pid: int) -> int:
 def started_at(pid: int) -> float:
     """Return when a process was started, by the clock CLOCK_BOOTTIME, which it tells a TICK too early at most."""
     return int(fields(Path(f"/proc/{pid}/stat"))[19]) * TICK
+
+
+def python_threads(pid: int) -> int:
+    """Count the threads of a process that Python made: gRPC names its own, which come and go as it likes."""
+    names = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has just ended
+            names.append((task / "comm").read_text())
+    return names.count(Path(f"/proc/{pid}/comm").read_text())
 
 
 def hold(pid: int) -> None:

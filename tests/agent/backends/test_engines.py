@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from edge_agent.backends import engine_files, engines
 from edge_agent.backends.engines import EngineCache, EngineKey, digest_of
 from edge_agent.packages import ModelFiles
 from support.agent import environment
+from support.open_files import nothing_stays_open, open_files
 from support.users import AGENT, I_AM_ROOT, MYSELF, OTHER, agent_user
 from support.waiting import until
 
@@ -1126,18 +1128,15 @@ def test_a_file_system_without_locks_has_no_folders(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(engines.entries.fcntl, "flock", none)
-    before = os.listdir("/proc/self/fd")
-    assert EngineCache(path, PLENTY).folder(KEY) is None
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    with nothing_stays_open():
+        assert EngineCache(path, PLENTY).folder(KEY) is None
     assert caplog.messages == [f"An engine could not be kept in {path}: No locks available."]
 
 
 def test_nothing_stays_open(path: Path) -> None:
-    def opened() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     kept(path)
-    before = opened()
+    gc.collect()
+    before = open_files()
     damage_mode(sealed(path))
     with_key(path, b"{")
     cache = EngineCache(path, PLENTY)
@@ -1148,4 +1147,4 @@ def test_nothing_stays_open(path: Path) -> None:
         cache.seal(KEY)
         cache.of_model(KEY.model_sha256)
         (path / f"{KEY.digest}.engine").chmod(0o666)
-    until(lambda: opened() == before + 1, "only the folder's lock is open")
+    until(lambda: len(open_files() - before) == 1, "only the folder's lock is open")

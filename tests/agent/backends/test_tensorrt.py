@@ -9,7 +9,6 @@ import gc
 import logging
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from support import networks, packages, shared
 from support.calls import picture
 from support.fake_cuda import NEW, OLD, FakeCuda
 from support.fake_tensorrt import VERSIONS, FakeTensorRt
+from support.waiting import until
 
 MODEL = ModelFiles(packages.brightness())
 SHAPE = (1, 3, 64, 64)
@@ -523,10 +523,9 @@ class TestProgress:
     def test_is_told_again_and_again_though_nothing_happens(self, trt, monkeypatch):
         monkeypatch.setattr(trt_reports.Building.__init__, "__defaults__", (0.05,))
         told = []
-        trt.while_building = lambda: time.sleep(0.5)
-        session(tell=lambda one: told.append((time.monotonic(), one)))
-        assert len(told) >= 5
-        assert all(one.building for _, one in told)
+        trt.while_building = lambda: until(lambda: len(told) >= 5, "it is told again and again")
+        session(tell=told.append)
+        assert all(one.building for one in told)
         assert threading.active_count() == 1 or "engine-progress" not in {one.name for one in threading.enumerate()}
 
     def test_names_the_phase(self, trt):

@@ -1,6 +1,7 @@
 """A client of a benchmark against a stand-in for the agent: schedules, waits, refusals, and what is counted."""
 
 import itertools
+import statistics
 import threading
 import time
 
@@ -69,7 +70,8 @@ def test_the_schedule_is_kept_whatever_becomes_of_the_calls(tmp_path):
         client(tmp_path, address)(order("open", 1.0, rate=40))
     gaps = [after - before for before, after in itertools.pairwise(came)]
     assert len(came) == 40
-    assert sum(0.015 < gap < 0.035 for gap in gaps) > 30, "one each 25 ms, though each takes 300"
+    assert 0.015 < statistics.median(gaps) < 0.035, "one each 25 ms, though each takes 300"
+    assert came[-1] - came[0] < 40 * 0.3 / 2
 
 
 def test_refusals_are_counted_and_never_sent_again(tmp_path):
@@ -96,7 +98,7 @@ def test_the_warm_up_is_not_counted(tmp_path):
         with serving(tmp_path, judge) as (address, sizes):
             answer = client(tmp_path, address)(order(kind, 0.5, warm_up=1.1, rate=4 if kind == "open" else 0))
         assert answer["good"] == len(sizes) > len(answer["times"]) > 0
-        assert max(answer["times"]) < 0.15, kind
+        assert len(sizes) - len(answer["times"]) >= 5, f"{kind}: the slow ones were the first"
 
 
 def test_what_no_later_call_can_mend_ends_it(tmp_path):
@@ -107,7 +109,8 @@ def test_what_no_later_call_can_mend_ends_it(tmp_path):
     for kind in ("open", "closed", "turn"):
         with serving(tmp_path, judge) as (address, sizes), pytest.raises(Refused, match="The model is STOPPED"):
             client(tmp_path, address)({**order(kind, 30, rate=50, image=0), "seconds": 30})
-        assert len(sizes) < 8, kind
+        # One that keeps a schedule has sent some more by then; it would send 1,500.
+        assert len(sizes) < (150 if kind == "open" else 5), kind
 
 
 def test_a_turn_has_one_call_more_than_it_counts(tmp_path):

@@ -136,7 +136,7 @@ class Device:
         return self.models / name / f"{version}.0.0"
 
     def _next(self) -> Agent:
-        return Agent(self.models, folder=self.folder, user=USER, call_timeout=600, load_timeout=600)
+        return Agent(self.models, folder=self.folder, user=USER, call_timeout=600, load_timeout=600, drain_timeout=600)
 
     def close(self) -> None:
         """End what runs, and remove the place."""
@@ -409,6 +409,21 @@ RunningModels.write = in_place
 """
 
 
+def a_memfd(agent: Agent) -> int:
+    """Hold memory that an agent shares with a worker that it is not about to stop; return the descriptor."""
+
+    def worker() -> int:
+        """The status is up to a second behind."""
+        return next(one["worker_pid"] for one in agent.status()["models"] if one["model"] == ENDLESS) or 0
+
+    shared = memfds(Path(f"/proc/{until(worker, 'the worker is known')}"))
+    for fd in Path(f"/proc/{agent.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if fd.stat().st_ino in shared and str(fd.readlink()).startswith(MEMFD):
+                return os.open(fd, os.O_RDONLY)
+    raise AssertionError("the agent shares no memory with its worker")
+
+
 def test_what_is_left_is_noticed(folder):
     device = Device(folder, Random(0))
     leak = posix_ipc.SharedMemory(None, posix_ipc.O_CREX, size=1)
@@ -416,8 +431,7 @@ def test_what_is_left_is_noticed(folder):
         device.begin(**sabotaged(folder, DAMAGE))
         with pytest.raises(AssertionError, match="the state file does not parse"), device.writing():
             pass
-        fds = Path(f"/proc/{device.agent.pid}/fd")
-        held = os.open(next(fd for fd in fds.iterdir() if str(fd.readlink()).startswith(MEMFD)), os.O_RDONLY)
+        held = a_memfd(device.agent)
         shared = device.kill("calling")
         try:
             os.fchown(leak.fd, USER.uid, -1)

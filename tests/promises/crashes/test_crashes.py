@@ -70,7 +70,7 @@ class Range:
             return self._load.answered_since(begun)
 
         until(answers_again, f"{victim} answers again")
-        assert not any(map(alive, pids))
+        until(lambda: not any(map(alive, pids)), "what was killed has ended")
         self._before[victim] = self._load.answered(victim)
         self._check(victim, failed)
 

@@ -38,8 +38,8 @@ SIZE = 3 * 64 * 64
 ROUNDS = 25_000
 AT_ONCE = 100
 MEASURED = 5
-# Seconds: so long that all of a hundred calls have come by then, and no longer.
-DEADLINES = (0.6, 1.2)
+# Seconds: so long that all of a hundred calls have come by then, which takes 0.05 s and took 0.4 s on a busy machine.
+DEADLINES = (4.0, 5.0)
 EXPIRED = "The call's deadline passed"
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 # Ticks, 10 ms each, that the process may take besides: what is computed of a hundred calls is hundreds.
@@ -134,7 +134,7 @@ import itertools, time
 from edge_agent import wire
 parse, numbers = wire.parse, itertools.count(1)
 def slow(data):
-    time.sleep(0.6 if next(numbers) > {MEASURED} else 0)
+    time.sleep(4 if next(numbers) > {MEASURED} else 0)
     return parse(data)
 wire.parse = slow
 """
@@ -144,7 +144,7 @@ def test_what_is_over_when_it_comes_for_its_turn_is_not_computed(models):
     few = 8
     with standing(models, **sabotaged(models.parent, SLOW_READING)) as made:
         image = request(MODEL, 64, 64, bytes(SIZE))
-        futures = [made._stub.DetectAnomalies.future(image, timeout=0.3) for _ in range(few)]
+        futures = [made._stub.DetectAnomalies.future(image, timeout=2) for _ in range(few)]
         for future in futures:
             assert future.exception(PLENTY).code().value[0] == DEADLINE_EXCEEDED
         made.check_let_go(few)

@@ -33,6 +33,7 @@ from support import packages
 from support.agent import PLENTY, Agent, alive, place
 from support.calls import INVALID, NOT_FOUND, OK, PRECONDITION, outcome, padded, picture, request
 from support.load import fill_the_pool
+from support.processes import python_threads
 from support.promises import Promise
 from support.sabotage import sabotaged
 from support.users import AGENT, MYSELF, User, agent_user
@@ -163,7 +164,12 @@ class Holds(NamedTuple):
         maps = {pid: Counter(_maps(pid)) for pid in pids}
         nameless = sum(one.pop("", 0) for one in maps.values())
         return Holds(
-            pids, {pid: _files(pid) for pid in pids}, maps, nameless, {pid: _threads(pid) for pid in pids}, _segments()
+            pids,
+            {pid: _files(pid) for pid in pids},
+            maps,
+            nameless,
+            {pid: python_threads(pid) for pid in pids},
+            _segments(),
         )
 
     def beyond(self, before: "Holds") -> dict[str, object]:
@@ -204,12 +210,6 @@ def _maps(pid: int) -> Iterator[str]:
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         name = line.split(maxsplit=5)[5:]
         yield name[0] if name and not name[0].startswith("[") else ""
-
-
-def _threads(pid: int) -> int:
-    """Count threads that Python made."""
-    names = [(task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    return names.count(Path(f"/proc/{pid}/comm").read_text())
 
 
 def _segments() -> set[str]:

@@ -27,6 +27,7 @@ from support import packages
 from support.agent import PLENTY, Agent, serving
 from support.calls import EXHAUSTED, INTERNAL, OK, PRECONDITION, outcome, request
 from support.load import fill_the_pool
+from support.processes import python_threads
 from support.promises import Promise
 from support.sabotage import sabotaged
 from support.waiting import until
@@ -66,13 +67,7 @@ class Held(NamedTuple):
 
 def held(agent: Agent) -> Held:
     pids = [agent.pid, agent.forkserver()]
-    return Held(sum(map(_threads, pids)), sum(map(_files, pids)), len(agent.children()))
-
-
-def _threads(pid: int) -> int:
-    """Count threads that Python made: gRPC names its own, which come and go as it likes."""
-    names = [(task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    return names.count(Path(f"/proc/{pid}/comm").read_text())
+    return Held(sum(map(python_threads, pids)), sum(map(_files, pids)), len(agent.children()))
 
 
 def _files(pid: int) -> int:

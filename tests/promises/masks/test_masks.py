@@ -53,7 +53,8 @@ PADDED = (3 * WIDTH + 3) // 4 * 4 * HEIGHT
 SHM = Path("/dev/shm")
 # What comes before and behind the mask, at most.
 GUARD = 9000
-# Of the longest delay until a segment is shortened, in seconds: a little more than a call takes.
+# Of the longest delay until a segment is shortened, in seconds: a little more than a call takes, on this machine to begin
+# with; by what becomes of the masks it is made longer or shorter.
 LONGEST_CALL = 0.003
 OVERLAPS = (
     "anomaly_mask_params.shared_memory_handle overlaps bitmap.shared_memory_handle; give the mask a range of its own."
@@ -104,7 +105,7 @@ class Segment:
             (SHM / name).unlink(missing_ok=True)
 
     def _new_name(self) -> str:
-        name = f"edge-agent-masks-{os.urandom(6).hex()}"
+        name = f"edge-agent-test-masks-{os.urandom(6).hex()}"
         self._names.append(name)
         return name
 
@@ -129,6 +130,7 @@ class Client:
         self.agent = agent
         self.seen: Counter[str] = Counter()
         self._random = random
+        self._longest = LONGEST_CALL
         self._stub = agent.stub()
         self._pixels = random.randbytes(MASK)
         image = np.frombuffer(self._pixels, np.uint8).reshape(HEIGHT, WIDTH, 3)
@@ -180,14 +182,14 @@ class Client:
             before = Kept.of(os.fstat(made.fd))
             asked = request(MODEL, WIDTH, HEIGHT, self._pixels, mask=(made.name, MASK, offset))
             call = self._stub.DetectAnomalies.future(asked)
-            _spin(LONGEST_CALL * self._random.random() ** 2)
+            _spin(self._longest * self._random.random() ** 2)
             os.ftruncate(made.fd, length)
             error = call.exception()
             code = error.code().value[0] if error else OK
             assert code in {OK, INVALID}, f"{code}: {error}"
-            self.seen[
-                f"shortened: {'refused' if code else 'written before' if self._ends(made, length) else 'undone'}"
-            ] += 1
+            became = "refused" if code else "written before" if self._ends(made, length) else "undone"
+            self.seen[f"shortened: {became}"] += 1
+            self._longest *= 0.8 if became == "written before" else 1.25
             if code == INVALID:
                 self._left(made, before, content[:length])
             elif self._ends(made, length):

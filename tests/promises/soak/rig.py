@@ -25,6 +25,7 @@ from promises.soak.plan import ANY, CHURNED, EPOCH, LARGE_SIDE, MIDDLE, SIDES, W
 from support import packages, shm, stubs
 from support.agent import PLENTY, Agent, environment, place
 from support.load import fill_the_pool
+from support.processes import python_threads
 from support.users import AGENT, MYSELF, User, agent_user
 from support.waiting import until
 
@@ -308,12 +309,10 @@ def _files(pid: int) -> Counter[str]:
 
 
 def _threads(pid: int) -> int:
-    """Count threads that Python made, which have their process's name."""
-    try:
-        names = [(task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-        return names.count(Path(f"/proc/{pid}/comm").read_text())
-    except OSError:
-        return 0
+    """Count threads that Python made, none of a process that is gone."""
+    with contextlib.suppress(OSError):
+        return python_threads(pid)
+    return 0
 
 
 def _segments() -> Iterator[str]:

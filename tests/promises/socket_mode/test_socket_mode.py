@@ -113,7 +113,7 @@ def watch(agent: Agent, start: Start, record: Watch) -> None:
     agent.process.send_signal(signal.SIGCONT)
     until(agent._serves, "it serves")
     start.check(agent.socket)
-    assert [entry.name for entry in sockets.iterdir()] == [NAME]
+    until(lambda: [entry.name for entry in sockets.iterdir()] == [NAME], "its path is all that is left")
     check_record(record.record(), seen | {NAME})
     assert agent.stop() == 0
     assert list(sockets.iterdir()) == []

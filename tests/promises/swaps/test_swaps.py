@@ -31,6 +31,7 @@ from edge_agent.supervisor import EXIT_PATIENCE
 from support import packages
 from support.agent import Agent, alive, place, serving
 from support.calls import INTERNAL, INVALID, OK, expected_mask, outcome, picture, request
+from support.processes import hold
 from support.promises import Promise
 from support.sabotage import sabotaged
 from support.users import agent_user
@@ -458,10 +459,10 @@ def test_images_of_the_size_before_are_refused_from_then_on(folder):
 def test_a_call_in_hand_is_answered_by_the_version_that_has_it(folder):
     """Also when it takes longer than a worker gets to end by itself."""
     packages.segmenter(folder / "models" / BOARD)
-    with serving(folder / "models") as agent:
+    with serving(folder / "models", call_timeout=120) as agent:
         agent.run_model(BOARD)
         (old,) = agent.workers()
-        os.kill(old, signal.SIGSTOP)
+        hold(old)
         marked = os.urandom(len(PIXELS))
         call = agent.stub().DetectAnomalies.future(request(BOARD, 64, 64, marked))
         until(lambda: agent.inbox_holds(marked), "the call is in the worker")
