@@ -63,6 +63,26 @@ def ending_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Let no signal come in between: what ends the command does so afterwards. For a process that is started and noted.
+
+    It is to be within the `try` that ends the process: a signal that has come raises when this is left.
+    """
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGINT)}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for one in came:
+            signal.raise_signal(one)
+
+
 def _end(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from edge_agent import overlay
 from edge_agent.address import socket_path
+from edge_agent.cli.boundary import undivided
 from edge_agent.cli.tables import table
 from edge_agent.client import AgentUnavailable, CallFailed, Detection, EdgeAgentClient
 from edge_agent.demo.boards import DEFECTS, HEIGHT, WIDTH, Board, Line
@@ -118,19 +119,21 @@ def _agent(folder: Path, socket: Path) -> Iterator[EdgeAgentClient]:
         )
         command.append("--allow-root")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("EDGE_AGENT_")}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)  # noqa: S603
+    process = None
     try:
+        with (folder / "log").open("wb") as log, undivided():
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)  # noqa: S603
         with EdgeAgentClient(str(socket)) as client:
             _wait_for(client, process, folder / "log")
             yield client
     finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _wait_for(client: EdgeAgentClient, process: "subprocess.Popen[bytes]", log: Path) -> None:
