@@ -40,8 +40,14 @@ def python_threads(pid: int) -> int:
 
 def hold(pid: int) -> None:
     """Stop a process; return when every thread of it stands."""
+
+    def stands(task: Path) -> bool:
+        with suppress(FileNotFoundError):  # it has just ended
+            return fields(task / "stat")[0] == "T"
+        return True
+
     os.kill(pid, signal.SIGSTOP)
-    until(lambda: all(fields(one / "stat")[0] == "T" for one in Path(f"/proc/{pid}/task").iterdir()), f"{pid} stands")
+    until(lambda: all(map(stands, Path(f"/proc/{pid}/task").iterdir())), f"{pid} stands")
 
 
 def computes(pid: int, before: int) -> bool:

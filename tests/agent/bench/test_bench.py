@@ -224,7 +224,7 @@ def test_ctrl_c_ends_all_of_it_at_once(bench, number, code):
         begin = time.monotonic()
         process.send_signal(number)
         process.communicate(timeout=20)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5, "they would measure for 30 s"
     assert process.returncode == code
     assert [pid for pid in below if alive(pid)] == []
     assert bench.left() == []
