@@ -28,9 +28,9 @@ GPU_VENV ?= $(if $(NVIDIA),$(VENV)-gpu,$(VENV))
 
 .PHONY: test test-prometheus test-torch test-components test-accelerators test-gpu promises soak mutations lint demo proto lock clean
 
-# Three files of tests at a time, also on two cores: most of them wait for processes.
+# Four files of tests at a time, also on two cores: most of them wait for processes. Those that take long come first.
 test: $(VENV)/.installed lint
-	$(BIN)/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Packages from TorchScript, with a CPU build of PyTorch where pip finds one.
 test-torch: $(TORCH_VENV)/.installed

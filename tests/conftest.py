@@ -38,6 +38,8 @@ MARKS = {
     "accelerators": "accelerators",
     "prometheus": "prometheus",
 }
+# The folders whose files take longest, some of them for a test or two.
+LONG = {"contract", "demo", "promises"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,10 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that have a command of their own: they take minutes, or need what is not everywhere."""
+    """Mark the tests that have a command of their own; let files that take long come first, or all wait for the last.
+
+    A command of their own have those that take minutes, or need what is not everywhere.
+    """
     for item in items:
         if mark := MARKS.get(item.path.relative_to(HERE).parts[0]):
             item.add_marker(mark)
+    items.sort(key=lambda item: item.path.relative_to(HERE).parts[0] not in LONG)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
