@@ -12,6 +12,7 @@ import pytest
 
 from edge_agent.accelerators import Gpu, Here
 from support.agent import place
+from support.importing import beside
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 GOOD = {
@@ -36,9 +37,10 @@ GOOD = {
 
 
 @pytest.fixture(autouse=True)
-def beside_the_benchmarks(monkeypatch):
+def beside_the_benchmarks():
     """Import benchmarks as they are when they are run, here and in the processes that they start."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    with beside(BENCHMARKS):
+        yield
 
 
 def of(name):
@@ -121,8 +123,7 @@ def test_without_a_gpu_one_line_says_what_it_needs():
 @pytest.fixture(scope="module")
 def small():
     """(place, models by name): the small classifier alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
+    with pytest.MonkeyPatch.context() as patch, beside(BENCHMARKS):
         models, steps = of("gpu_models"), of("gpu_steps")
         patch.setattr(models, "COOKIES", Path("/nowhere"))
         folder = place()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.importing import beside
 from support.processes import hold
 from support.waiting import until
 
@@ -15,10 +16,10 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
-def beside_the_benchmarks(monkeypatch):
+def beside_the_benchmarks():
     """Import the benchmark as it is when it is run."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    with beside(BENCHMARKS, BENCHMARKS / "peers"):
+        yield
 
 
 def of(name):

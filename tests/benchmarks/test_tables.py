@@ -14,6 +14,7 @@ import pytest
 
 from edge_agent import packages
 from model_packager import writing
+from support.importing import beside
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # Each member sleeps for as many seconds as its key says.
@@ -21,9 +22,10 @@ SLEEPER = partial(contextlib.nullcontext, partial(partial, time.sleep))
 
 
 @pytest.fixture(autouse=True)
-def beside_the_benchmarks(monkeypatch):
+def beside_the_benchmarks():
     """Import benchmarks as they are when they are run, here and in the processes that they start."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    with beside(BENCHMARKS):
+        yield
 
 
 def of(name):
