@@ -148,7 +148,8 @@ def test_a_held_server_computes_in_its_turn_only(tmp_path):
             peers.look_at_idle([one])
         assert one.held
         assert one.tree is not None
-        hold(process.pid)
+        one.tree.signal(19)  # SIGSTOP
+        hold(process.pid)  # which waits until it stands
         stood = one.tree.cpu_seconds()
         time.sleep(0.2)
         assert one.tree.cpu_seconds() == stood

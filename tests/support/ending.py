@@ -36,6 +36,13 @@ class EndingAgent(Agent):
         super().spawn(**{MARK: self.mark, **env})
         return self
 
+    def close(self) -> None:
+        """End what runs; a worker that was stopped outlives an agent that was killed."""
+        super().close()
+        for pid in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def terminate(self, *, children_first: bool) -> float:
         """Send SIGTERM to the agent, to its children before where that is asked for; return the instant before."""
         below = self.children() if children_first else []
